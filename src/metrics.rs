@@ -172,7 +172,7 @@ table! {
     UpstreamConnects, Counter, "upstream_connects", "Connection attempts to origins.";
     UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a reused connection.";
     UpstreamIdleClosed, Counter, "upstream_idle_closed", "Idle connections to origins that were closed, by reason.",
-        "reason" = &["expired", "limit", "origin", "removed"];
+        "reason" = &["expired", "limit", "origin", "removed", "wanted"];
     UpstreamRetries, Counter, "upstream_retries", "Further tries of requests to origins, by the reason for them.",
         "reason" = RetryReason::WORDS;
     UpstreamUnretried, Counter, "upstream_unretried", "Requests that were not sent again although their exchange failed, by reason.",
@@ -190,7 +190,7 @@ table! {
         "outcome" = &["passed", "failed"];
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
     UpstreamCredentialsUnreadable, Counter, "upstream_credentials_unreadable", "Times that changed credentials of a pool could not be read; the ones of before stayed in use.";
-    UpstreamQueue, Gauge, "upstream_queue", "Requests that wait for an origin because each has its maximum of requests in flight (requests_max).";
+    UpstreamQueue, Gauge, "upstream_queue", "Requests that wait for an origin because each has its maximum of requests in flight or of connections (requests_max, connections_max).";
     UpstreamQueueWait, Histogram, "upstream_queue_wait_seconds", "Time that requests waited in a queue for an origin until one was free.";
     UpstreamQueueRefused, Counter, "upstream_queue_refused", "Requests refused because each origin had its maximum of requests in flight, by reason.",
         "reason" = QueueRefusal::WORDS;

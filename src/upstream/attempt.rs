@@ -1,6 +1,7 @@
 //! One try of a request at one origin: take an idle connection or open one, send the request, and
 //! wait until the response has begun, or is whole if it is small.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -25,6 +26,7 @@ use super::fields::{self, Misframed, Upgrade};
 use super::hold::HeldContent;
 use super::http1::Http1;
 use super::http2::{Http2, Share};
+use super::io::ConnectionSlot;
 use super::members::Member;
 use super::patience::{PaceRef, Patience};
 use super::request_body::{ClientUpload, hold_for_continue};
@@ -47,6 +49,8 @@ pub(super) struct Attempt<'a> {
     pub(super) number: u32,
     pub(super) pace: PaceRef<'a>,
     pub(super) limits: Limits,
+    /// It waits in the pool's queue for a connection.
+    pub(super) is_queued: Cell<bool>,
 }
 
 impl Attempt<'_> {
@@ -170,11 +174,15 @@ impl Attempt<'_> {
         let began = self.outgoing.core.clock.instant();
         let connect = self.outgoing.state.pool.settings().deadlines.connect;
         let mut opening = pin!(self.open());
-        let link = match timeout(connect, opening.as_mut()).await {
-            Ok(opened) => opened?,
-            Err(_) => {
-                self.pace.set_late();
-                opening.await?
+        let link = loop {
+            match timeout(connect, opening.as_mut()).await {
+                Ok(opened) => break opened?,
+                // That all connections are in use is no fault of the origin.
+                Err(_) if self.is_queued.get() => {}
+                Err(_) => {
+                    self.pace.set_late();
+                    break opening.await?;
+                }
             }
         };
         Ok((link, self.outgoing.core.clock.instant() - began))
@@ -217,8 +225,10 @@ impl Attempt<'_> {
         let upgrade = intent.upgrade.is_some();
         let Core { resolver, recorder, .. } = &***core;
         let turn = state.turn.get();
+        let slot = self.slot().await?;
         let connected = connect(
             &Target { pool: &state.pool, origin: self.origin(), turn, upgrade },
+            slot,
             resolver,
             recorder,
         )
@@ -232,6 +242,29 @@ impl Attempt<'_> {
             self.open_http1(connected).await.map(Link::Http1)
         };
         opened.map_err(|source| FetchError::Protocol { origin: self.origin().name.clone(), source })
+    }
+
+    /// A slot for a new connection: that of the choice, or a free one. Without any, the first try of a request
+    /// waits in the pool's queue: what it had counted on was closed, or cannot be shared.
+    async fn slot(&self) -> Result<Box<ConnectionSlot>, FetchError> {
+        let Outgoing { core, state, .. } = self.outgoing;
+        let pool = &state.pool;
+        let take = || ConnectionSlot::take(pool, self.origin(), &core.recorder);
+        if let Some(slot) = self.chosen.slot.take().or_else(take) {
+            return Ok(slot);
+        }
+        let limit = pool.settings().connections_max;
+        if self.number > 1 || pool.settings().queue.length == 0 {
+            return Err(FetchError::ConnectionLimit { origin: self.origin().name.clone(), limit });
+        }
+        self.is_queued.set(true);
+        let take_or_ask = || take().or_else(|| {
+            pool.queue.want_connection();
+            None
+        });
+        let slot = self.outgoing.wait_in_queue(take_or_ask).await;
+        self.is_queued.set(false);
+        slot
     }
 
     async fn open_http1(&self, connected: Connected) -> Result<Box<Http1>, LinkError> {

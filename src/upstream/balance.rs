@@ -64,7 +64,8 @@ pub(super) fn pick(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<u
             cheaper_of_two(tier, draw, facts, |at| {
                 let latency = facts.latency(at).unwrap_or_else(|| {
                     mean.get().unwrap_or_else(|| {
-                        let found = mean_latency(positions(tier), facts).unwrap_or(1.0);
+                        let found = mean_of(positions(tier).filter_map(|at| facts.latency(at)));
+                        let found = found.unwrap_or(1.0);
                         mean.set(Some(found));
                         found
                     })
@@ -78,14 +79,10 @@ pub(super) fn pick(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<u
     weighted.or_else(|| positions(tier).filter(is_spare).find(|at| facts.enter(*at, u32::MAX)))
 }
 
-/// The mean of the latencies that were measured.
-pub(super) fn mean_latency(
-    members: impl Iterator<Item = usize>,
-    facts: &impl Facts,
-) -> Option<f32> {
-    let (sum, count) = members
-        .filter_map(|at| facts.latency(at))
-        .fold((0.0, 0.0), |(sum, count), latency| (sum + latency, count + 1.0));
+/// The mean of the latencies that were measured; `None` if none was.
+pub(super) fn mean_of(latencies: impl Iterator<Item = f32>) -> Option<f32> {
+    let (sum, count) =
+        latencies.fold((0.0, 0.0), |(sum, count), latency| (sum + latency, count + 1.0));
     (count > 0.0).then(|| sum / count)
 }
 

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::balance::{self, Draw, Facts};
@@ -10,9 +11,11 @@ use super::deadline::monotonic_ms;
 use super::exchange::{Affinity, Intent};
 use super::health::{HealthClass, Trial, TrialAmong, View};
 use super::in_flight::InFlight;
+use super::io::ConnectionSlot;
 use super::load;
 use super::members::Member;
 use super::order::Tier;
+use super::places::{Places, Shortage};
 use super::pool_state::{MemberState, MemberStates, PoolState};
 use super::settings::{Balance, PoolSettings};
 use crate::clock::whole_ms;
@@ -21,7 +24,7 @@ use crate::metrics::{Metric, Recorder};
 
 /// The facts of a request that the choice of a member depends on.
 pub(super) struct ChoiceInput<'a> {
-    affinity: &'a Affinity,
+    intent: &'a Intent,
     /// Ids of the members that it was sent to before.
     tried: &'a [u64],
     /// Whether the time to the head of the response is the member's: not if the client streams
@@ -34,8 +37,8 @@ pub(super) struct ChoiceInput<'a> {
 pub(super) enum NoChoice {
     /// None is up: the time until the next trial.
     AllDown(Duration),
-    /// Each usable one has as many requests in flight as it may have.
-    AllBusy,
+    /// No usable one has a place: why.
+    AllBusy(Shortage),
 }
 
 /// A member for an attempt, which is counted there until dropped if the balance needs that.
@@ -46,13 +49,15 @@ pub(super) struct Chosen {
     /// Present if the member is down or ejected, and this request tests it.
     pub(super) trial: Option<Rc<Trial>>,
     pub(super) in_flight: Cell<Option<InFlight>>,
+    /// For a new connection, if the request needs one and the pool has a queue.
+    pub(super) slot: Cell<Option<Box<ConnectionSlot>>>,
 }
 
 impl<'a> ChoiceInput<'a> {
     /// `has_content`: the request has a body, which may be late.
     pub(super) fn new(intent: &'a Intent, tried: &'a [u64], has_content: bool) -> Self {
         let is_timed = !intent.is_call && intent.upgrade.is_none() && !has_content;
-        Self { affinity: &intent.affinity, tried, is_timed }
+        Self { intent, tried, is_timed }
     }
 }
 
@@ -78,23 +83,25 @@ impl PoolState {
                     .map_err(NoChoice::AllDown)?;
             Ok(self.chosen_for_trial(among, at, trial))
         };
+        let places = Places::new(pool, among, input.intent, recorder);
         if let Some(at) = self.member_of_visitor(among, input, recorder)
-            && self.enters(members.at(at))
+            && places.has_one(at)
+            && places.take(at, u32::MAX)
         {
-            return Ok(self.chosen(among, at, None, input.is_timed));
+            return Ok(self.chosen(among, at, places.slot(), None, input.is_timed));
         }
-        let passed_over = PassedOver::default();
+        let trial_due = Cell::new(None);
         let picked = [Admission::Share, Admission::Usable, Admission::Ejected]
             .into_iter()
-            .find_map(|admission| self.pick(among, input, admission, &passed_over));
+            .find_map(|admission| self.pick(among, input, admission, &places, &trial_due));
         let Some(at) = picked else {
-            return match passed_over.is_full.get() {
-                true => Err(NoChoice::AllBusy),
-                false => claim_any(TrialAmong::Down),
+            return match places.shortage() {
+                Some(shortage) => Err(NoChoice::AllBusy(shortage)),
+                None => claim_any(TrialAmong::Down),
             };
         };
-        let chosen = self.chosen(among, at, None, input.is_timed);
-        if let Some(due) = passed_over.trial_due.get().filter(|_| may_test())
+        let chosen = self.chosen(among, at, places.slot(), None, input.is_timed);
+        if let Some(due) = trial_due.get().filter(|_| may_test())
             && let Some(trial) = Trial::claim(pool, members.at(due), recorder)
         {
             return Ok(self.chosen_for_trial(among, due, trial));
@@ -107,14 +114,6 @@ impl PoolState {
             return Ok(trial);
         }
         Ok(chosen)
-    }
-
-    /// Counts an exchange at a member that was chosen without the balance. False if it has as many
-    /// as it may have.
-    fn enters(&self, member: &Member) -> bool {
-        let settings = self.pool.settings();
-        let max = if settings.requests_max > 0 { settings.requests_max } else { u32::MAX };
-        !settings.counts_in_flight() || member.load.enter(max)
     }
 
     /// The member at which the visitor is kept. `None` if it is not kept at any, or its member
@@ -131,7 +130,7 @@ impl PoolState {
         }
         let members = &among.members;
         let may_be_used = |at: &usize| members.at(*at).health.view().class().keeps_visitors();
-        let token = input.affinity.sticky;
+        let token = input.intent.affinity.sticky;
         let at = token.and_then(|token| sticky.position(self.pool.name(), token, members));
         let kept = at.filter(may_be_used);
         let outcome = match (token, kept) {
@@ -148,11 +147,12 @@ impl PoolState {
         among: &MemberStates,
         input: &ChoiceInput<'_>,
         admission: Admission,
-        passed_over: &PassedOver,
+        places: &Places<'_>,
+        trial_due: &Cell<Option<usize>>,
     ) -> Option<usize> {
         let settings = self.pool.settings();
         let PoolSettings { balance, hash_balance_factor, .. } = *settings;
-        let Affinity { point, hash, .. } = *input.affinity;
+        let Affinity { point, hash, .. } = input.intent.affinity;
         let facts = MemberFacts {
             among,
             settings,
@@ -163,7 +163,8 @@ impl PoolState {
                 Balance::Hash => (hash >> 48) as u16,
                 _ => self.dice.below(1 << 16) as u16,
             },
-            passed_over,
+            places,
+            trial_due,
         };
         among.members.tiers().order(point).find_map(|(at, tier)| {
             if !input.tried.is_empty()
@@ -187,17 +188,19 @@ impl PoolState {
         &self,
         among: &MemberStates,
         at: usize,
+        slot: Option<Box<ConnectionSlot>>,
         trial: Option<Trial>,
         is_timed: bool,
     ) -> Chosen {
         let settings = self.pool.settings();
         let member = among.states[at].clone();
         let in_flight = settings.counts_in_flight().then(|| {
-            let queue = (settings.requests_max > 0).then(|| self.pool.queue.clone());
+            let queue = (settings.queue.length > 0).then(|| self.pool.queue.clone());
             InFlight::counted(&member, is_timed && settings.balance == Balance::PeakEwma, queue)
         });
         let epoch = member.member.health.view().epoch();
-        Chosen { member, epoch, trial: trial.map(Rc::new), in_flight: Cell::new(in_flight) }
+        let (in_flight, slot) = (Cell::new(in_flight), Cell::new(slot));
+        Chosen { member, epoch, trial: trial.map(Rc::new), in_flight, slot }
     }
 
     /// A member whose trial this request is. Its latency says nothing yet.
@@ -205,7 +208,7 @@ impl PoolState {
         if self.pool.settings().counts_in_flight() {
             among.members.at(at).load.enter(u32::MAX);
         }
-        self.chosen(among, at, Some(trial), false)
+        self.chosen(among, at, None, Some(trial), false)
     }
 
     /// Notes that the member failed an exchange, so that it does not look fast.
@@ -215,15 +218,8 @@ impl PoolState {
             return;
         }
         let among = self.members.borrow();
-        let facts = MemberFacts {
-            among: &among,
-            settings,
-            tried: &[],
-            admission: Admission::Usable,
-            ramp_dice: 0,
-            passed_over: &PassedOver::default(),
-        };
-        let mean = balance::mean_latency(0..among.members.len(), &facts);
+        let expected = |it: &Arc<Member>| it.load.latency().expected(monotonic_ms());
+        let mean = balance::mean_of(among.members.iter().filter_map(expected));
         let micros = load::failure_micros(mean);
         member.member.load.update(|latency| latency.at_least(micros, monotonic_ms()));
     }
@@ -258,31 +254,14 @@ struct MemberFacts<'a> {
     admission: Admission,
     /// Decides about members in their slow start, alike for each look at one.
     ramp_dice: u16,
-    passed_over: &'a PassedOver,
-}
-
-/// Members that a choice has passed over.
-#[derive(Default)]
-struct PassedOver {
-    /// The position of one whose trial is due.
-    trial_due: Cell<Option<usize>>,
-    /// One has as many requests in flight as it may have.
-    is_full: Cell<bool>,
+    places: &'a Places<'a>,
+    /// Receives the position of a member that is passed over and whose trial is due.
+    trial_due: &'a Cell<Option<usize>>,
 }
 
 impl MemberFacts<'_> {
     fn member(&self, at: usize) -> &Member {
         self.among.members.at(at)
-    }
-
-    /// Whether it may have another request, by `requests_max`.
-    fn has_room(&self, member: &Member) -> bool {
-        let max = self.settings.requests_max;
-        let has_room = max == 0 || member.load.in_flight() < max;
-        if !has_room {
-            self.passed_over.is_full.set(true);
-        }
-        has_room
     }
 
     fn admits(&self, at: usize, view: View) -> bool {
@@ -296,7 +275,7 @@ impl MemberFacts<'_> {
             }
             (Admission::Share, HealthClass::Ejected | HealthClass::Down) => {
                 if view.is_trial_due(monotonic_ms()) {
-                    self.passed_over.trial_due.set(Some(at));
+                    self.trial_due.set(Some(at));
                 }
                 false
             }
@@ -310,24 +289,11 @@ impl Facts for MemberFacts<'_> {
         let member = self.member(at);
         !self.tried.contains(&member.id)
             && self.admits(at, member.health.view())
-            && self.has_room(member)
+            && self.places.has_one(at)
     }
 
     fn enter(&self, at: usize, in_flight_max: u32) -> bool {
-        let counts = self.settings.counts_in_flight();
-        if !self.is_up(at) {
-            return false;
-        }
-        let limit = match self.settings.requests_max {
-            0 => in_flight_max,
-            max => in_flight_max.min(max),
-        };
-        let enters = !counts || self.member(at).load.enter(limit);
-        if !enters && limit == self.settings.requests_max {
-            // Another core has taken the last place.
-            self.passed_over.is_full.set(true);
-        }
-        enters
+        self.is_up(at) && self.places.take(at, in_flight_max)
     }
 
     fn weight(&self, at: usize) -> u16 {

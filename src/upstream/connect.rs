@@ -44,20 +44,16 @@ pub(super) struct Dialed {
     pub(super) address: SocketAddr,
 }
 
-/// Opens a connection.
+/// Opens the connection that `slot` was taken for.
 ///
 /// # Errors
-/// No address accepts it in time, the TLS handshake fails, or the origin has too many connections.
+/// No address accepts it in time, or the TLS handshake fails.
 pub(super) async fn connect(
     target: &Target<'_>,
+    slot: Box<ConnectionSlot>,
     resolver: &Arc<Resolver>,
     recorder: &Recorder,
 ) -> Result<Connected, FetchError> {
-    let Target { pool, origin, .. } = *target;
-    let limit = pool.settings().connections_max;
-    let Some(slot) = ConnectionSlot::take(&origin.connections, limit, recorder) else {
-        return Err(FetchError::ConnectionLimit { origin: origin.name.clone(), limit });
-    };
     recorder.count(Metric::UpstreamConnects);
     let Dialed { stream, http2, address } = dial(target, resolver).await?;
     let io = match stream {

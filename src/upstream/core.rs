@@ -4,15 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::StatusCode;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::choice::Chosen;
 use super::deadline::{Limits, NEVER, Timers};
 use super::health::{Event, Outcome, Trial, record};
 use super::http1::Http1;
-use super::http2::{Http2, Share};
+use super::http2::Share;
 use super::in_flight::InFlight;
 use super::members::{Member, Members};
 use super::pool::Pool;
@@ -34,6 +37,8 @@ pub(super) struct Core {
     pools: RefCell<BTreeMap<u64, Rc<PoolState>>>,
     /// By [`Member::id`]. Two versions of a pool share the members that are in both.
     members: RefCell<BTreeMap<u64, Rc<MemberState>>>,
+    /// Notified when a request of any core waits for a connection.
+    connection_wanted: Arc<Notify>,
 }
 
 impl Core {
@@ -44,8 +49,11 @@ impl Core {
         timers: Timers,
     ) -> Rc<Self> {
         let (pools, members) = Default::default();
-        let core = Rc::new(Self { resolver, clock, recorder, timers, pools, members });
-        tokio::task::spawn_local(sweep(Rc::downgrade(&core)));
+        let connection_wanted = Arc::new(Notify::new());
+        let wanted = connection_wanted.clone();
+        let core =
+            Rc::new(Self { resolver, clock, recorder, timers, pools, members, connection_wanted });
+        tokio::task::spawn_local(sweep(Rc::downgrade(&core), wanted));
         core
     }
 
@@ -58,7 +66,7 @@ impl Core {
         let mut pools = self.pools.borrow_mut();
         let new = || {
             let members = self.member_states(pool, &pool.members());
-            Rc::new(PoolState::new(pool, members))
+            Rc::new(PoolState::new(pool, members, &self.connection_wanted))
         };
         pools.entry(pool.id).or_insert_with(new).clone()
     }
@@ -128,13 +136,7 @@ impl Core {
         }
         connections.retain(|http2| !http2.is_closed());
         let now_ms = self.timers.now_ms();
-        let young =
-            |opened_ms| now_ms.saturating_sub(opened_ms) < whole_ms(settings.keep_alive.age_max);
-        let room = |http2: &&Rc<Http2>| {
-            let most = settings.streams_max.min(http2.streams_max());
-            http2.streams.get() < most && young(http2.opened_ms) && !http2.is_doubtful.get()
-        };
-        connections.iter().find(room).map(Share::of)
+        connections.iter().find(|http2| http2.has_room(settings, now_ms)).map(Share::of)
     }
 
     #[cfg(test)]
@@ -184,6 +186,32 @@ impl Core {
         });
     }
 
+    /// Closes the oldest idle connection to each member without a free slot, for requests that wait.
+    fn release_connections(&self) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for state in pools.iter().filter(|state| state.pool.queue.len() > 0) {
+            let limit = state.pool.settings().connections_max;
+            let members = self.members(state);
+            let is_full = |member: &&Rc<MemberState>| {
+                member.member.connections.load(Ordering::Relaxed) >= limit
+            };
+            members.states.iter().filter(is_full).for_each(|member| self.release_one(member));
+        }
+    }
+
+    fn release_one(&self, state: &MemberState) {
+        let mut idle = state.idle.borrow_mut();
+        if !idle.is_empty() {
+            let oldest = idle.remove(0);
+            drop(idle);
+            return self.close_idle(oldest, IDLE_WANTED);
+        }
+        let mut shared = state.http2.borrow_mut();
+        if let Some(at) = shared.iter().position(|http2| http2.streams.get() == 0) {
+            shared.remove(at);
+        }
+    }
+
     /// Gives the outcomes since the last call to the member's health.
     fn report_tally(&self, pool: &Pool, state: &MemberState) {
         let (good, bad) = state.take_tally();
@@ -223,11 +251,17 @@ impl Drop for Core {
     }
 }
 
-async fn sweep(core: Weak<Core>) {
+async fn sweep(core: Weak<Core>, connection_wanted: Arc<Notify>) {
+    let mut next = Instant::now() + SWEEP_INTERVAL;
     loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let is_wanted = timeout_at(next, connection_wanted.notified()).await.is_ok();
         let Some(core) = core.upgrade() else { return };
-        core.sweep();
+        if is_wanted {
+            core.release_connections();
+        } else {
+            core.sweep();
+            next = Instant::now() + SWEEP_INTERVAL;
+        }
     }
 }
 
@@ -249,7 +283,7 @@ pub(super) struct Active {
 
 impl Active {
     pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, chosen: &Chosen) -> Self {
-        let Chosen { member: state, epoch, trial, in_flight } = chosen;
+        let Chosen { member: state, epoch, trial, in_flight, .. } = chosen;
         state.active.set(state.active.get() + 1);
         core.recorder.add(Metric::UpstreamActive, 1);
         Self {
@@ -366,3 +400,4 @@ const IDLE_EXPIRED: usize = 0;
 const IDLE_LIMIT: usize = 1;
 const IDLE_ORIGIN: usize = 2;
 const IDLE_REMOVED: usize = 3;
+const IDLE_WANTED: usize = 4;

@@ -1,6 +1,7 @@
 //! Errors of exchanges with upstreams, with the error types and status codes of RFC 9209 §2.3.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -71,16 +72,15 @@ pub(crate) enum FetchError {
         /// The pool's name.
         pool: Arc<str>,
     },
-    /// Each usable origin has as many requests in flight as it may have.
-    #[error(
-        "each origin of pool {pool} has {limit} requests in flight (requests_max), {}",
-        queue_fault(waited)
-    )]
+    /// Each usable origin has as many requests in flight, or connections, as it may have.
+    #[error("each origin of pool {pool} has {limits}, {}", queue_fault(*queue_length, waited))]
     Busy {
         /// The pool's name.
         pool: Arc<str>,
-        /// [`super::PoolSettings::requests_max`].
-        limit: u32,
+        /// The limits that hold for each origin.
+        limits: OriginLimits,
+        /// The limit of requests that wait.
+        queue_length: usize,
         /// How long the request waited; `None`: the queue was full.
         waited: Option<Duration>,
     },
@@ -247,10 +247,30 @@ pub(crate) enum HeaderLimit {
     Count(usize),
 }
 
+/// The limits of a pool for each of its origins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OriginLimits {
+    /// [`super::PoolSettings::requests_max`].
+    pub requests: u32,
+    /// [`super::PoolSettings::connections_max`].
+    pub connections: usize,
+}
+
+impl fmt::Display for OriginLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requests, connections } = self;
+        if *requests > 0 {
+            write!(f, "{requests} requests in flight (requests_max) or ")?;
+        }
+        write!(f, "{connections} connections (connections_max)")
+    }
+}
+
 /// Why the request did not wait for an origin, or not longer.
-fn queue_fault(waited: &Option<Duration>) -> String {
+fn queue_fault(length: usize, waited: &Option<Duration>) -> String {
     match waited {
         Some(waited) => format!("and none was free within {waited:?} (queue.wait_max)"),
+        None if length == 0 => "and no request may wait (queue.length is 0)".to_owned(),
         None => "and the queue is full (queue.length)".to_owned(),
     }
 }

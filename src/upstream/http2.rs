@@ -33,6 +33,7 @@ use super::patience::Patience;
 use super::request_body::ClientUpload;
 use super::settings::{self, PoolSettings};
 use crate::body::{Body, BodyError, BodySource};
+use crate::clock::whole_ms;
 use crate::fields::number;
 
 /// An HTTP/2 connection. A task of its own drives it.
@@ -107,6 +108,14 @@ impl Http2 {
     /// ends, which for calls can take long.
     pub(super) fn streams_max(&self) -> usize {
         self.sender.borrow().current_max_send_streams().max(1)
+    }
+
+    /// Whether it may have another stream.
+    pub(super) fn has_room(&self, settings: &PoolSettings, now_ms: u64) -> bool {
+        let most = settings.streams_max.min(self.streams_max());
+        let is_young =
+            now_ms.saturating_sub(self.opened_ms) < whole_ms(settings.keep_alive.age_max);
+        self.streams.get() < most && is_young && !self.is_doubtful.get() && !self.is_closed()
     }
 
     /// Whether it accepts no more requests: it has ended, or the origin has announced its end.

@@ -13,13 +13,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::members::Member;
+use super::pool::Pool;
+use super::queue::Queue;
 use crate::metrics::{Metric, Recorder};
 
 /// The bytes of a connection.
 pub(super) struct Io {
     stream: Stream,
     traffic: Rc<Traffic>,
-    _slot: ConnectionSlot,
+    _slot: Box<ConnectionSlot>,
 }
 
 /// The stream under a connection.
@@ -65,42 +68,41 @@ impl Traffic {
     }
 }
 
-/// A slot of an origin's limit of connections; dropping it frees the slot.
+/// A slot of an origin's limit of connections. Dropping it frees the slot, and wakes the first request
+/// that waits for one.
 pub(super) struct ConnectionSlot {
     taken: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     recorder: Recorder,
 }
 
 impl ConnectionSlot {
-    /// `None` when `limit` connections are open.
-    pub(super) fn take(
-        taken: &Arc<AtomicUsize>,
-        limit: usize,
-        recorder: &Recorder,
-    ) -> Option<Self> {
-        taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
-                (open < limit).then_some(open + 1)
-            })
-            .ok()?;
+    /// `None` when the member has as many connections as the pool allows.
+    pub(super) fn take(pool: &Pool, member: &Member, recorder: &Recorder) -> Option<Box<Self>> {
+        let limit = pool.settings().connections_max;
+        let more = |open: usize| (open < limit).then_some(open + 1);
+        let taken = &member.connections;
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         recorder.add(Metric::UpstreamConnections, 1);
-        Some(Self { taken: taken.clone(), recorder: recorder.clone() })
+        let (taken, queue, recorder) = (taken.clone(), pool.queue.clone(), recorder.clone());
+        Some(Box::new(Self { taken, queue, recorder }))
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.queue.wake_first();
         self.recorder.subtract(Metric::UpstreamConnections, 1);
     }
 }
 
 impl Io {
-    pub(super) fn plain(stream: TcpStream, slot: ConnectionSlot) -> Self {
+    pub(super) fn plain(stream: TcpStream, slot: Box<ConnectionSlot>) -> Self {
         Self { stream: Stream::Plain(stream), traffic: Rc::default(), _slot: slot }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, slot: ConnectionSlot) -> Self {
+    pub(super) fn tls(stream: TlsStream<TcpStream>, slot: Box<ConnectionSlot>) -> Self {
         Self { stream: Stream::Tls(Box::new(stream)), traffic: Rc::default(), _slot: slot }
     }
 

@@ -32,6 +32,7 @@ mod origin_report;
 mod overrides;
 mod patience;
 mod percentiles;
+mod places;
 mod pool;
 mod pool_state;
 mod pools;

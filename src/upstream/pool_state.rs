@@ -8,13 +8,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::balance::Dice;
+use super::deadline::monotonic_ms;
 use super::error::FetchError;
+use super::exchange::Intent;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::members::{Member, Members};
 use super::percentiles::Percentiles;
 use super::pool::Pool;
-use super::settings::{Hedge, HedgeAfter, Protocol, Scheme};
+use super::settings::{Hedge, HedgeAfter, PoolSettings, Protocol, Scheme};
 use crate::clock::whole_ms;
 use crate::random::random_u64;
 
@@ -85,7 +87,9 @@ pub(super) struct OpeningGuard<'a> {
 }
 
 impl PoolState {
-    pub(super) fn new(pool: &Arc<Pool>, members: MemberStates) -> Self {
+    /// `wanted` is notified when a request of the pool waits for a connection.
+    pub(super) fn new(pool: &Arc<Pool>, members: MemberStates, wanted: &Arc<Notify>) -> Self {
+        pool.queue.add_core(wanted);
         let budget = pool.settings().retry.budget_reserve.saturating_mul(RETRY);
         Self {
             pool: pool.clone(),
@@ -216,6 +220,19 @@ impl MemberState {
     /// Lets other requests share this connection.
     pub(super) fn add_http2(&self, http2: &Rc<Http2>) {
         self.http2.borrow_mut().push(http2.clone());
+    }
+
+    /// Whether a request needs no other connection than this core has: one is idle, has room for a
+    /// stream, or is being opened and may be shared.
+    pub(super) fn has_connection(&self, settings: &PoolSettings, intent: &Intent) -> bool {
+        let may_share = intent.upgrade.is_none() && self.speaks_http2.get() != Some(false);
+        let is_idle = !self.idle.borrow().is_empty();
+        is_idle || may_share && (self.opening.borrow().is_some() || self.has_room(settings))
+    }
+
+    fn has_room(&self, settings: &PoolSettings) -> bool {
+        let now_ms = monotonic_ms();
+        self.http2.borrow().iter().any(|http2| http2.has_room(settings, now_ms))
     }
 
     pub(super) fn has_connections(&self) -> bool {

@@ -1,5 +1,6 @@
-//! Requests that wait because each usable origin of their pool has as many requests in flight as it
-//! may have (`requests_max`). First in, first out, over all cores.
+//! Requests that wait because each usable origin of their pool has as many requests in flight
+//! (`requests_max`), or as many connections (`connections_max`), as it may have. First in, first out, over
+//! all cores.
 //!
 //! ```text
 //! join ──▶ waits ── it is the first, and is woken ──▶ chooses an origin ──▶ leaves, wakes the next
@@ -8,13 +9,16 @@
 //! ```
 //!
 //! While one waits, a new request waits behind it, also when a place is free. The first one is
-//! woken by the end of an exchange, and looks again every [`LOOK_INTERVAL`] for an origin that has
-//! come back.
+//! woken by the end of an exchange or of a connection, and looks again every [`LOOK_INTERVAL`] for an
+//! origin that has come back.
+//!
+//! An idle connection belongs to one core, and a request of another core cannot use it. A request that
+//! waits for a connection therefore asks all cores to close idle ones ([`Queue::want_connection`]).
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -28,6 +32,8 @@ pub(super) struct Queue {
     /// The number of `waiters`, readable without the lock.
     count: AtomicUsize,
     waiters: Mutex<VecDeque<Arc<Notify>>>,
+    /// One for each core that uses the pool: see [`Queue::want_connection`].
+    cores: Mutex<Vec<Weak<Notify>>>,
 }
 
 /// A request in the queue. It leaves when this is dropped.
@@ -69,6 +75,20 @@ impl Queue {
         {
             first.notify_one();
         }
+    }
+
+    /// From now on, `wanted` is notified when a request waits for a connection.
+    pub(super) fn add_core(&self, wanted: &Arc<Notify>) {
+        let mut cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = Arc::downgrade(wanted);
+        cores.retain(|core| core.strong_count() > 0 && !core.ptr_eq(&wanted));
+        cores.push(wanted);
+    }
+
+    /// Asks all cores to close an idle connection to each member that has no free slot.
+    pub(super) fn want_connection(&self) {
+        let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.iter().filter_map(Weak::upgrade).for_each(|core| core.notify_one());
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Notify>>> {

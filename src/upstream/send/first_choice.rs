@@ -1,8 +1,9 @@
-//! The member for the first try of a request. If each usable one has its maximum of requests in flight,
-//! the request waits in the pool's queue. Later tries do not wait.
+//! The member for the first try of a request. If each usable one has as many requests in flight, or
+//! connections, as it may have, the request waits in the pool's queue. Later tries do not wait.
 
 use super::super::choice::{Chosen, NoChoice};
-use super::super::error::{FetchError, Unanswered};
+use super::super::error::{FetchError, OriginLimits, Unanswered};
+use super::super::places::Shortage;
 use super::super::settings::PoolSettings;
 use super::Outgoing;
 use crate::body::Body;
@@ -17,17 +18,16 @@ impl Outgoing<'_> {
     pub(super) async fn first_choice(&self, body: &Body) -> Result<Chosen, Box<Unanswered>> {
         let pool = &self.state.pool;
         // Requests that wait go first.
-        let has_limit = pool.settings().requests_max > 0;
-        let chosen = match has_limit && pool.queue.len() > 0 {
-            true => Err(NoChoice::AllBusy),
-            false => self.choose_first(body),
-        };
-        match chosen {
-            Ok(chosen) => Ok(chosen),
-            Err(NoChoice::AllDown(next_trial)) => Err(self.all_down(next_trial)),
-            // On the heap: most requests do not wait, and their future stays small.
-            Err(NoChoice::AllBusy) => Box::pin(self.queued(body)).await,
+        let has_queue = pool.settings().queue.length > 0;
+        if !has_queue || pool.queue.len() == 0 {
+            match self.choose_first(body) {
+                Ok(chosen) => return Ok(chosen),
+                Err(NoChoice::AllDown(next_trial)) => return Err(self.all_down(next_trial)),
+                Err(NoChoice::AllBusy(_)) => {}
+            }
         }
+        // On the heap: most requests do not wait, and their future stays small.
+        Box::pin(self.queued(body)).await
     }
 
     fn choose_first(&self, body: &Body) -> Result<Chosen, NoChoice> {
@@ -38,28 +38,45 @@ impl Outgoing<'_> {
     }
 
     async fn queued(&self, body: &Body) -> Result<Chosen, Box<Unanswered>> {
+        let choose = || match self.choose_first(body) {
+            Ok(chosen) => Some(Ok(chosen)),
+            Err(NoChoice::AllDown(next_trial)) => Some(Err(self.all_down(next_trial))),
+            Err(NoChoice::AllBusy(shortage)) => {
+                if shortage == Shortage::Connections {
+                    self.state.pool.queue.want_connection();
+                }
+                None
+            }
+        };
+        let chosen = self.wait_in_queue(choose).await;
+        chosen.unwrap_or_else(|error| Err(self.unsent(error)))
+    }
+
+    /// Waits in the pool's queue until the request is the first one and `place` finds something.
+    ///
+    /// # Errors
+    /// The queue is full, or nothing was found in time.
+    pub(in crate::upstream) async fn wait_in_queue<T>(
+        &self,
+        place: impl Fn() -> Option<T>,
+    ) -> Result<T, FetchError> {
         let (pool, recorder) = (&self.state.pool, &self.core.recorder);
-        let PoolSettings { requests_max, queue, .. } = *pool.settings();
+        let PoolSettings { requests_max, connections_max, queue, .. } = *pool.settings();
         let refused = |refusal: QueueRefusal, waited| {
             recorder.count_labelled(Metric::UpstreamQueueRefused, refusal.index());
-            let pool = pool.name().clone();
-            self.unsent(FetchError::Busy { pool, limit: requests_max, waited })
+            let limits = OriginLimits { requests: requests_max, connections: connections_max };
+            let (pool, queue_length) = (pool.name().clone(), queue.length);
+            FetchError::Busy { pool, limits, queue_length, waited }
         };
-        let Some(ticket) = pool.queue.join(queue.length, recorder) else {
-            return Err(refused(QueueRefusal::Full, None));
-        };
+        let ticket = pool.queue.join(queue.length, recorder);
+        let ticket = ticket.ok_or_else(|| refused(QueueRefusal::Full, None))?;
         let began = self.core.clock.instant();
-        let choose = || match self.choose_first(body) {
-            Err(NoChoice::AllBusy) => None,
-            Err(NoChoice::AllDown(next_trial)) => Some(Err(self.all_down(next_trial))),
-            Ok(chosen) => Some(Ok(chosen)),
-        };
-        let Some(chosen) = ticket.place(queue.wait_max, choose).await else {
-            return Err(refused(QueueRefusal::Late, Some(queue.wait_max)));
-        };
+        let placed = ticket.place(queue.wait_max, place).await;
+        let placed =
+            placed.ok_or_else(|| refused(QueueRefusal::Late, Some(queue.wait_max)))?;
         let queued = self.core.clock.instant() - began;
-        self.queued.set(queued);
+        self.queued.set(self.queued.get() + queued);
         recorder.observe(Metric::UpstreamQueueWait, queued);
-        chosen
+        Ok(placed)
     }
 }

@@ -152,7 +152,7 @@ impl<'a> Outgoing<'a> {
         pace: PaceRef<'b>,
         limits: Limits,
     ) -> Attempt<'b> {
-        Attempt { outgoing: self, chosen, number, pace, limits }
+        Attempt { outgoing: self, chosen, number, pace, limits, is_queued: Cell::new(false) }
     }
 
     /// The member for the next try, none with an id in `tried`. The list of members is read anew for each

@@ -92,12 +92,13 @@ pub(crate) struct PoolSettings {
     pub retry: Retry,
     /// When a request is sent to a second origin too.
     pub hedge: Hedge,
-    /// Maximum number of open connections to one origin, over all cores. Beyond it: 503, counted.
+    /// Maximum number of open connections to one origin, over all cores. A request that needs another
+    /// one goes to another origin, or waits.
     pub connections_max: usize,
     /// Maximum number of requests in flight to one origin, over all cores; 0 is no limit. Upgraded
     /// connections do not count.
     pub requests_max: u32,
-    /// Requests that wait while each usable origin has that many.
+    /// Requests that wait while each usable origin has as many requests or connections as it may have.
     pub queue: QueueSettings,
     /// Maximum size of a response's status line and fields, in bytes. Beyond it: 502.
     pub header_bytes_max: usize,
@@ -154,9 +155,10 @@ impl PoolSettings {
         }
     }
 
-    /// Whether the exchanges in flight of the members are read, and so counted.
+    /// Whether the exchanges in flight of the members are read, and so counted. The end of a counted
+    /// exchange wakes the first request in the queue.
     pub(super) fn counts_in_flight(&self) -> bool {
-        if self.requests_max > 0 {
+        if self.requests_max > 0 || self.queue.length > 0 {
             return true;
         }
         match self.balance {

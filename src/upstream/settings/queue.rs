@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The queue of a pool whose origins have a limit of requests.
+/// The queue of a pool, for requests that find no origin with a place and a connection for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QueueSettings {
     /// Maximum number of requests that wait, over all cores. Beyond it: 503.

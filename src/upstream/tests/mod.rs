@@ -865,31 +865,6 @@ async fn a_request_of_http2_becomes_one_of_http1() {
 }
 
 #[tokio::test]
-async fn connections_to_one_origin_have_a_limit() {
-    on_core(async {
-        let origin = Scripted::bind().await;
-        let mut settings = pool(vec![origin.origin()]);
-        settings.settings.connections_max = 1;
-        let bed = Bed::new(settings);
-        let (first, (mut peer, second)) = tokio::join!(bed.fetch(), async {
-            let mut peer = origin.accept().await;
-            peer.head().await;
-            let second = bed.get().await;
-            peer.say(OK).await;
-            (peer, second)
-        });
-        assert_eq!(first, "ok");
-        let error = second.expect_err("there is one already");
-        assert_eq!(error.proxy_error(), "connection_limit_reached");
-        assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
-        // Free again, and so is the connection itself.
-        let (third, _) = tokio::join!(bed.fetch(), peer.answer(OK));
-        assert_eq!(third, "ok");
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn idle_connections_have_a_limit_and_an_end() {
     on_core(async {
         let origin = Scripted::bind().await;

@@ -26,11 +26,6 @@ pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
     queue.read_within("length", &mut pool.queue.length, 0..=QUEUE_LENGTH_MAX);
     let waits = Duration::from_millis(1)..=Duration::from_secs(3600);
     queue.read_within("wait_max", &mut pool.queue.wait_max, waits);
-    if pool.queue.length > 0 && pool.requests_max == 0 {
-        let message =
-            "\"length\" has no effect without \"requests_max\": set it, or remove \"length\"";
-        queue.mistake("length", message);
-    }
     section.read_size_within("header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
     section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
     section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
