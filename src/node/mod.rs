@@ -21,6 +21,7 @@ mod peer_calls;
 mod peer_metrics;
 mod probes;
 mod region;
+mod saved_origins;
 mod shared;
 mod shown_tags;
 mod sources;
@@ -221,6 +222,8 @@ impl Node {
         let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
         checks.replace(&plan.pools);
         origin_states::restore(&plan.pools, directory);
+        let age_max = config.upstream.dns.stale_max;
+        saved_origins::restore(&plan.pools, directory, clock.now(), age_max);
         let mut discovery = Discovery::new(resolver.clone(), metrics.background(), handle.clone());
         discovery.replace(&plan.pools).wait();
         let plan = Arc::new(ArcSwap::from_pointee(plan));
@@ -318,6 +321,7 @@ impl Node {
         background.spawn(shared.clone().follow_fleet(view));
         background.spawn(shared.clone().watch_files());
         background.spawn(shared.clone().record_history());
+        background.spawn(shared.clone().save_origins());
         background.spawn(shared.clone().announce_load());
         if let Some(publisher) = publisher {
             background.spawn(shared.clone().follow_region(publisher));

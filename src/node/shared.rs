@@ -157,9 +157,7 @@ impl Shared {
         self.name_server.replace(next.dns.clone()).map_err(one)?;
         member_changes.apply();
         // Before the plan is in use: a new pool has no members until its sources have replied.
-        let mut discovery = self.discovery.lock().unwrap_or_else(PoisonError::into_inner);
-        discovery.replace(&plan.pools).wait();
-        drop(discovery);
+        self.discovery().replace(&plan.pools).wait();
         self.plan.store(Arc::new(plan));
         member_changes.close_pools();
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,6 +193,11 @@ impl Shared {
         // A notice that is running must not start the drain again.
         self.drain_notice.store(0, Ordering::Relaxed);
         self.drain.start(self.config().node.drain_timeout);
+    }
+
+    /// The sources that are followed.
+    pub(super) fn discovery(&self) -> MutexGuard<'_, Discovery> {
+        self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn config_history(&self) -> MutexGuard<'_, ConfigHistory> {

@@ -52,7 +52,7 @@ mod tunnel;
 mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
-pub(crate) use discovery::{Discovery, ask_once, read_members_file};
+pub(crate) use discovery::{Discovery, SavedAnswer, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, GRPC_SERVICE_BYTES_MAX, HealthClass, Why};

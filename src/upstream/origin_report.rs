@@ -64,11 +64,10 @@ pub(crate) struct SourceReport {
 
 impl SourceReport {
     fn of(record: &SourceRecord) -> Self {
-        let ago = |at_ms| Duration::from_millis(monotonic_ms().saturating_sub(at_ms));
         Self {
             source: record.source.to_string(),
             origins: record.found.as_ref().map(|found| found.len()),
-            answered: record.answered_ms.map(ago),
+            answered: record.answer_age(),
             failure: record.failure.clone(),
         }
     }

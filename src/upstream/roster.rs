@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::deadline::monotonic_ms;
+use super::discovery::SavedAnswer;
 use super::members::{KnownMembers, ListedOrigin, Member, Members, MembersBuild};
 use super::overrides::{OriginOverride, OverrideChange, Overrides};
 use super::settings::{MemberSource, Origin, PoolDefinition, PoolError, PoolSettings};
@@ -30,10 +31,18 @@ pub(super) struct SourceRecord {
     pub(super) source: Arc<MemberSource>,
     /// The last answer that was not empty. `None`: there was none yet.
     pub(super) found: Option<Arc<[Origin]>>,
-    /// When it answered, in milliseconds of the monotonic clock.
-    pub(super) answered_ms: Option<u64>,
+    /// When it answered, in milliseconds of the monotonic clock; negative: before the process began.
+    answered_ms: Option<i64>,
     /// Why it has given no answer since.
     pub(super) failure: Option<Arc<str>>,
+}
+
+impl SourceRecord {
+    /// The time since the last answer.
+    pub(super) fn answer_age(&self) -> Option<Duration> {
+        let age_ms = now_ms().saturating_sub(self.answered_ms?);
+        Some(Duration::from_millis(age_ms.try_into().unwrap_or_default()))
+    }
 }
 
 /// How an answer differs from the one before.
@@ -120,11 +129,25 @@ impl Roster {
             is_other: record.found.as_deref() != Some(found),
             has_recovered: record.failure.take().is_some(),
         };
-        record.answered_ms = Some(monotonic_ms());
+        record.answered_ms = Some(now_ms());
         if change.is_other {
             record.found = Some(found.into());
         }
         Some(change)
+    }
+
+    /// Takes an answer from before the process began. False: the roster has no such source, or a newer answer.
+    pub(super) fn restore_answer(&mut self, saved: &SavedAnswer) -> bool {
+        let is_of_source = |record: &&mut SourceRecord| record.source.to_string() == saved.source;
+        let record = self.sources.iter_mut().filter(|record| record.found.is_none());
+        let Some(record) = record.into_iter().find(is_of_source) else { return false };
+        if saved.origins.is_empty() {
+            return false;
+        }
+        let age_ms = i64::try_from(saved.age.as_millis()).unwrap_or(i64::MAX);
+        record.answered_ms = Some(now_ms().saturating_sub(age_ms));
+        record.found = Some(saved.origins.as_slice().into());
+        true
     }
 
     /// The members for the roster. Those of `current`, and those that vanished not long ago, are taken
@@ -179,6 +202,10 @@ impl Roster {
         let excess = self.vanished.len().saturating_sub(PoolSettings::MEMBERS_MAX);
         self.vanished.drain(..excess);
     }
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(monotonic_ms()).unwrap_or(i64::MAX)
 }
 
 /// A member that comes back within this time has the health and the statistics of before.

@@ -19,9 +19,11 @@ pub(super) struct AddressReader {
 }
 
 impl AddressReader {
-    /// Members are like `template`, each with an address.
-    pub(super) fn new(template: Origin, resolver: Arc<Resolver>) -> Self {
-        Self { template, resolver, v4: Vec::new(), v6: Vec::new() }
+    /// Members are like `template`, each with an address. `known` are the last ones.
+    pub(super) fn new(template: Origin, known: &[Origin], resolver: Arc<Resolver>) -> Self {
+        let known = known.iter().filter_map(|origin| origin.address);
+        let (v4, v6) = known.partition(IpAddr::is_ipv4);
+        Self { template, resolver, v4, v6 }
     }
 
     pub(super) async fn next(&mut self) -> SourceReply {

@@ -16,6 +16,7 @@ mod http;
 mod publish;
 mod reader;
 mod reply;
+mod saved;
 mod srv;
 
 use std::sync::Arc;
@@ -23,12 +24,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::pool::Pool;
 use super::pools::Pools;
 use super::resolve::Resolver;
+use super::roster::SourceRecord;
 use super::settings::{MemberSource, Origin};
 use crate::metrics::Recorder;
 use publish::publish;
@@ -36,6 +39,7 @@ use reader::SourceReader;
 use reply::{SourceNews, SourceReply};
 
 pub(crate) use document::read_members_file;
+pub(crate) use saved::SavedAnswer;
 
 /// The tasks of all sources. They end when it is dropped.
 pub(crate) struct Discovery {
@@ -43,6 +47,7 @@ pub(crate) struct Discovery {
     resolver: Arc<Resolver>,
     recorder: Recorder,
     background: Handle,
+    changed: Arc<Notify>,
 }
 
 struct Task {
@@ -61,7 +66,12 @@ pub(crate) struct FirstReplies {
 impl Discovery {
     /// No sources yet. Their tasks will run on `background`.
     pub(crate) fn new(resolver: Arc<Resolver>, recorder: Recorder, background: Handle) -> Self {
-        Self { tasks: Vec::new(), resolver, recorder, background }
+        Self { tasks: Vec::new(), resolver, recorder, background, changed: Arc::default() }
+    }
+
+    /// Notified when a source has given other origins.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
     }
 
     /// Follows the sources of these pools from now on, and no other. A source that stays in its pool
@@ -86,18 +96,24 @@ impl Discovery {
                     |task: &Task| Arc::ptr_eq(&task.pool, pool) && task.source == record.source;
                 if !self.tasks.iter().any(is_same) {
                     let replied = record.found.is_none().then(|| replied.clone());
-                    self.start(pool, record.source, replied);
+                    self.start(pool, &record, replied);
                 }
             }
         }
         FirstReplies { pending }
     }
 
-    fn start(&mut self, pool: &Arc<Pool>, source: Arc<MemberSource>, replied: Option<Sender<()>>) {
-        let reader = SourceReader::new(&source, pool, &self.resolver);
-        let parts = (pool.clone(), source.clone(), self.recorder.clone());
-        let handle = self.background.spawn(follow(reader, parts, replied)).abort_handle();
-        self.tasks.push(Task { pool: pool.clone(), source, handle });
+    fn start(&mut self, pool: &Arc<Pool>, record: &SourceRecord, replied: Option<Sender<()>>) {
+        let followed = Followed {
+            pool: pool.clone(),
+            source: record.source.clone(),
+            recorder: self.recorder.clone(),
+            changed: self.changed.clone(),
+        };
+        let known = record.found.as_deref().unwrap_or_default();
+        let reader = SourceReader::new(&record.source, known, pool, &self.resolver);
+        let handle = self.background.spawn(followed.run(reader, replied)).abort_handle();
+        self.tasks.push(Task { pool: pool.clone(), source: record.source.clone(), handle });
     }
 }
 
@@ -123,23 +139,35 @@ impl FirstReplies {
     }
 }
 
-async fn follow(
-    mut reader: SourceReader,
-    (pool, source, recorder): (Arc<Pool>, Arc<MemberSource>, Recorder),
-    mut replied: Option<Sender<()>>,
-) {
-    loop {
-        let SourceReply { news, next_in } = reader.next().await;
-        if let Some(news) = news {
-            let (pool, source, recorder) = (pool.clone(), source.clone(), recorder.clone());
-            // New members with TLS read files.
-            let published = spawn_blocking(move || publish(&pool, &source, news, &recorder)).await;
-            if published.is_err() {
-                tracing::error!("publishing the members of a source panicked");
+/// A source that is followed.
+#[derive(Clone)]
+struct Followed {
+    pool: Arc<Pool>,
+    source: Arc<MemberSource>,
+    recorder: Recorder,
+    changed: Arc<Notify>,
+}
+
+impl Followed {
+    async fn run(self, mut reader: SourceReader, mut replied: Option<Sender<()>>) {
+        loop {
+            let SourceReply { news, next_in } = reader.next().await;
+            if let Some(news) = news {
+                let followed = self.clone();
+                // New members with TLS read files.
+                if spawn_blocking(move || followed.publish(news)).await.is_err() {
+                    tracing::error!("publishing the members of a source panicked");
+                }
             }
+            drop(replied.take());
+            sleep(next_in).await;
         }
-        drop(replied.take());
-        sleep(next_in).await;
+    }
+
+    fn publish(&self, news: SourceNews) {
+        if publish(&self.pool, &self.source, news, &self.recorder) {
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -151,7 +179,7 @@ pub(crate) async fn ask_once(
     let records = pool.roster().sources().to_vec();
     let mut replies = Vec::new();
     for record in records {
-        let reply = SourceReader::new(&record.source, pool, resolver).next().await;
+        let reply = SourceReader::new(&record.source, &[], pool, resolver).next().await;
         let origins = match reply.news {
             Some(SourceNews::Origins(found)) => Ok(found.iter().map(Origin::url).collect()),
             Some(SourceNews::Failed(failure)) => Err(failure.reason),

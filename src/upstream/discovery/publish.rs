@@ -14,11 +14,16 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 
 /// Takes the news of a source. Its last members stay if it failed or is empty (blocking: new members
-/// with TLS read files).
-pub(super) fn publish(pool: &Pool, source: &MemberSource, news: SourceNews, recorder: &Recorder) {
+/// with TLS read files). Returns whether it gives other origins than before.
+pub(super) fn publish(
+    pool: &Pool,
+    source: &MemberSource,
+    news: SourceNews,
+    recorder: &Recorder,
+) -> bool {
     let mut roster = pool.roster();
     if roster.is_closed {
-        return;
+        return false;
     }
     let found = match news {
         SourceNews::Failed(failure) => {
@@ -27,11 +32,11 @@ pub(super) fn publish(pool: &Pool, source: &MemberSource, news: SourceNews, reco
             if is_known {
                 report_failure(pool, source, &failure, recorder);
             }
-            return;
+            return false;
         }
         SourceNews::Origins(found) => found,
     };
-    let Some(change) = roster.note_answer(source, &found) else { return };
+    let Some(change) = roster.note_answer(source, &found) else { return false };
     if change.has_recovered {
         tracing::info!(pool = %pool.name(), %source, "a source of origins answers again");
     }
@@ -45,6 +50,7 @@ pub(super) fn publish(pool: &Pool, source: &MemberSource, news: SourceNews, reco
         drop(roster);
         report(pool, source, &swap, recorder);
     }
+    change.is_other
 }
 
 /// Puts the members of the changed roster in place.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::pool::Pool;
 use super::super::resolve::Resolver;
-use super::super::settings::{MemberSource, SourceKind};
+use super::super::settings::{MemberSource, Origin, SourceKind};
 use super::addresses::AddressReader;
 use super::file::FileReader;
 use super::http::{Endpoint, HttpReader};
@@ -20,13 +20,18 @@ pub(super) enum SourceReader {
 }
 
 impl SourceReader {
-    /// A reader that knows nothing yet.
-    pub(super) fn new(source: &MemberSource, pool: &Arc<Pool>, resolver: &Arc<Resolver>) -> Self {
+    /// A reader of a source whose last answer was `known`; empty: there was none.
+    pub(super) fn new(
+        source: &MemberSource,
+        known: &[Origin],
+        pool: &Arc<Pool>,
+        resolver: &Arc<Resolver>,
+    ) -> Self {
         let (resolver, defaults) = (resolver.clone(), source.defaults);
         match &source.kind {
             SourceKind::Addresses { scheme, host, port } => {
                 let template = defaults.origin(*scheme, host.clone(), *port);
-                Self::Addresses(AddressReader::new(template, resolver))
+                Self::Addresses(AddressReader::new(template, known, resolver))
             }
             SourceKind::Srv { scheme, name } => {
                 Self::Srv(SrvReader::new(*scheme, name.clone(), defaults, resolver))

@@ -1,0 +1,42 @@
+//! The last answers of sources, for a file that survives a restart: a node whose sources do not answer when it
+//! starts has the origins of before.
+
+use std::time::Duration;
+
+use super::super::pool::Pool;
+use super::super::settings::Origin;
+
+/// The last good answer of a source.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SavedAnswer {
+    /// The source as in the configuration, such as `srv http://_http._tcp.app.internal`.
+    pub source: String,
+    /// The time since the answer.
+    pub age: Duration,
+    /// Its origins. Never empty.
+    pub origins: Vec<Origin>,
+}
+
+impl Pool {
+    /// The last good answer of each source that has given one.
+    pub(crate) fn saved_answers(&self) -> Vec<SavedAnswer> {
+        let roster = self.roster();
+        let answers = roster.sources().iter().filter_map(|record| {
+            let (found, age) = (record.found.as_ref()?, record.answer_age()?);
+            Some(SavedAnswer { source: record.source.to_string(), age, origins: found.to_vec() })
+        });
+        answers.collect()
+    }
+
+    /// Takes a saved answer as the last one of its source (blocking: members with TLS read files). False: the
+    /// pool has no such source, or the source has answered already.
+    pub(crate) fn restore_answer(&self, saved: &SavedAnswer) -> bool {
+        let mut roster = self.roster();
+        if !roster.restore_answer(saved) {
+            return false;
+        }
+        let build = roster.build(self.settings(), [self.members().clone()]);
+        self.replace_members(&mut roster, build.members);
+        true
+    }
+}
