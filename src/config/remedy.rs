@@ -12,6 +12,7 @@ use toml::de::DeValue;
 
 use super::mistakes::near;
 use super::values;
+use crate::upstream::SOCKET_PATH_BYTES_MAX;
 
 /// Advice for a value, without its leading `; `.
 type Remedy = Option<String>;
@@ -211,6 +212,16 @@ pub(super) fn host(value: &DeValue<'_>) -> Remedy {
 pub(super) fn origin(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
     let text = text.trim();
+    if let Some(path) = text.strip_prefix("unix:") {
+        let most = SOCKET_PATH_BYTES_MAX;
+        return Some(match path.len() > most && path.starts_with('/') {
+            true => format!("the path of a Unix socket has at most {most} bytes, this one {}", path.len()),
+            false => "write the absolute path of a Unix socket, as in \"unix:/run/app.sock\"".to_owned(),
+        });
+    }
+    if text.starts_with("https://unix:") || text.starts_with("http://unix:") {
+        return Some("write \"unix:/PATH\" for a Unix socket, which has no TLS".to_owned());
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
         let is_plain = text.ends_with(":80") || text.ends_with(":8080");
         let scheme = if is_plain { "http" } else { "https" };

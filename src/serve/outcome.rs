@@ -122,7 +122,7 @@ pub(super) fn upstream_facts(
         kind,
         pool: upstream.name().clone(),
         origin: Some(response.origin.clone()),
-        address: Some(response.address),
+        address: response.address,
         attempts: response.attempts,
         unretried: response.unretried,
         answered: Some((response.response.status(), response.first_byte)),

@@ -75,7 +75,7 @@ impl Attempt<'_> {
                     }
                 },
             };
-            let connected = Some(link.address());
+            let connected = link.address();
             let upload = Rc::new(ClientUpload::default());
             let (limits, pace) = (&self.limits, &*self.pace);
             let patience = Patience { limits, deadline: &deadline, pace };
@@ -512,7 +512,7 @@ impl Attempt<'_> {
         &self,
         mut head: Parts,
         body: Body,
-        address: SocketAddr,
+        address: Option<SocketAddr>,
         connected: Option<Duration>,
     ) -> UpstreamResponse {
         head.extensions.clear();

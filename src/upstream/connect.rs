@@ -1,14 +1,16 @@
-//! Opens a connection to an origin: name resolution, TCP with happy eyeballs (RFC 8305), TLS.
+//! Opens a connection to an origin: name resolution, TCP with happy eyeballs (RFC 8305), TLS; or a Unix
+//! socket.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -34,14 +36,16 @@ pub(super) struct Target<'a> {
 pub(super) struct Connected {
     pub(super) io: Io,
     pub(super) http2: bool,
-    pub(super) address: SocketAddr,
+    /// `None`: it is over a Unix socket.
+    pub(super) address: Option<SocketAddr>,
 }
 
 /// An open connection without the bookkeeping of a core.
 pub(super) struct Dialed {
     pub(super) stream: Stream,
     pub(super) http2: bool,
-    pub(super) address: SocketAddr,
+    /// `None`: it is over a Unix socket.
+    pub(super) address: Option<SocketAddr>,
 }
 
 /// Opens the connection that `slot` was taken for.
@@ -56,11 +60,7 @@ pub(super) async fn connect(
 ) -> Result<Connected, FetchError> {
     recorder.count(Metric::UpstreamConnects);
     let Dialed { stream, http2, address } = dial(target, resolver).await?;
-    let io = match stream {
-        Stream::Plain(stream) => Io::plain(stream, slot),
-        Stream::Tls(stream) => Io::tls(*stream, slot),
-    };
-    Ok(Connected { io, http2, address })
+    Ok(Connected { io: Io::new(stream, slot), http2, address })
 }
 
 /// Opens a connection that counts towards no limit: for [`connect`], and for health checks, which
@@ -75,6 +75,18 @@ pub(super) async fn dial(
     let Target { pool, origin, turn, upgrade } = *target;
     let settings = pool.settings();
     let after = settings.deadlines.connect;
+    let may_be_http2 = settings.protocol == Protocol::Http2 && !upgrade;
+    if let Some(path) = &origin.socket {
+        let connected = timeout(after, connect_socket(path)).await;
+        let connected = connected
+            .map_err(|_| FetchError::ConnectTimeout { origin: origin.name.clone(), after })?;
+        let stream = connected.map_err(|source| FetchError::Connect {
+            origin: origin.name.clone(),
+            address: None,
+            source,
+        })?;
+        return Ok(Dialed { stream: Stream::Unix(stream), http2: may_be_http2, address: None });
+    }
     let (stream, address) = timeout(after, async {
         let addresses = match origin.address {
             Some(address) => [address].into(),
@@ -85,9 +97,9 @@ pub(super) async fn dial(
     .await
     .unwrap_or_else(|_| Err(FetchError::ConnectTimeout { origin: origin.name.clone(), after }))?;
     let _ = stream.set_nodelay(true);
+    let address = Some(address);
     let Some(tls) = &origin.tls else {
-        let http2 = settings.protocol == Protocol::Http2 && !upgrade;
-        return Ok(Dialed { stream: Stream::Plain(stream), http2, address });
+        return Ok(Dialed { stream: Stream::Plain(stream), http2: may_be_http2, address });
     };
     let config = if upgrade { &tls.config_http1 } else { &tls.config };
     let handshake = TlsConnector::from(config.clone()).connect(tls.server_name.clone(), stream);
@@ -101,6 +113,17 @@ pub(super) async fn dial(
         return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
     }
     Ok(Dialed { stream: Stream::Tls(Box::new(stream)), http2, address })
+}
+
+/// Connects to a Unix socket. While the backlog of its process is full, as the system says at once, it waits
+/// and tries again, as TCP does.
+async fn connect_socket(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BACKLOG_PAUSE).await,
+            connected => return connected,
+        }
+    }
 }
 
 fn tls_error(origin: &Member, source: io::Error) -> FetchError {
@@ -149,7 +172,7 @@ async fn connect_any(
         let connected = TcpStream::connect(address).await;
         return connected.map(|stream| (stream, address)).map_err(|source| FetchError::Connect {
             origin: origin.name.clone(),
-            address,
+            address: Some(address),
             source,
         });
     }
@@ -161,6 +184,7 @@ async fn connect_any(
             attempts.push((address, Box::pin(TcpStream::connect(address))));
         } else if attempts.is_empty() {
             let (address, source) = last.expect("a resolver's answer is never empty");
+            let address = Some(address);
             return Err(FetchError::Connect { origin: origin.name.clone(), address, source });
         }
         let mut delay = pin!(sleep(ATTEMPT_DELAY));
@@ -184,6 +208,8 @@ async fn connect_any(
 
 /// "Connection Attempt Delay" of RFC 8305 §5.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Between two tries to connect to a Unix socket whose backlog is full.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

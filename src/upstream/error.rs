@@ -93,12 +93,12 @@ pub(crate) enum FetchError {
         limit: usize,
     },
     /// No address of the origin accepted the connection.
-    #[error("cannot connect to {}: {source}", place(origin, address))]
+    #[error("cannot connect to {}: {source}{}", place(origin, address), socket_remedy(address, source))]
     Connect {
-        /// `host:port`.
+        /// `host:port` or `unix:PATH`.
         origin: Arc<str>,
-        /// The address that was tried last.
-        address: SocketAddr,
+        /// The address that was tried last. `None`: the origin is behind a Unix socket.
+        address: Option<SocketAddr>,
         /// The system's error.
         source: io::Error,
     },
@@ -276,9 +276,25 @@ fn queue_fault(length: usize, waited: &Option<Duration>) -> String {
 }
 
 /// An origin with its address, unless it is configured by address.
-fn place(origin: &str, address: &SocketAddr) -> String {
-    let address = address.to_string();
-    if *origin == address { address } else { format!("{origin} at {address}") }
+fn place(origin: &str, address: &Option<SocketAddr>) -> String {
+    match address.map(|address| address.to_string()) {
+        Some(address) if *origin != address => format!("{origin} at {address}"),
+        _ => origin.to_owned(),
+    }
+}
+
+/// The remedy for a Unix socket that does not accept connections; empty for TCP.
+fn socket_remedy(address: &Option<SocketAddr>, source: &io::Error) -> &'static str {
+    match (address, source.kind()) {
+        (None, io::ErrorKind::NotFound) => {
+            "; start the application that makes the socket, or correct the path"
+        }
+        (None, io::ErrorKind::PermissionDenied) => {
+            "; give the node's user write permission for the socket, and search permission for its directories"
+        }
+        (None, io::ErrorKind::ConnectionRefused) => "; no application listens on the socket: start it",
+        _ => "",
+    }
 }
 
 impl FetchError {

@@ -65,8 +65,8 @@ pub(crate) struct UpstreamResponse {
     pub response: Response<Body>,
     /// `host:port` of the origin as configured.
     pub origin: Arc<str>,
-    /// The origin's address.
-    pub address: SocketAddr,
+    /// The origin's address. `None`: it is behind a Unix socket.
+    pub address: Option<SocketAddr>,
     /// Number of tries, this one included.
     pub attempts: u32,
     /// Why no other try was made after this response, which has a status of `retry.on`.

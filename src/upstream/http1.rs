@@ -48,7 +48,8 @@ pub(super) struct Http1 {
     waker: Waker,
     /// How long the origin keeps the connection open, from its last `Keep-Alive` field.
     pub(super) kept_for: Option<Duration>,
-    pub(super) address: SocketAddr,
+    /// `None`: it is over a Unix socket.
+    pub(super) address: Option<SocketAddr>,
     pub(super) opened_ms: u64,
 }
 
@@ -57,7 +58,7 @@ impl Http1 {
         sender: http1::SendRequest<Body>,
         connection: http1::Connection<TokioIo<Io>, Body>,
         traffic: Rc<Traffic>,
-        address: SocketAddr,
+        address: Option<SocketAddr>,
         opened_ms: u64,
     ) -> Self {
         let gate = Arc::new(Gate::default());

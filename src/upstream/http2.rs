@@ -40,7 +40,8 @@ use crate::fields::number;
 pub(super) struct Http2 {
     /// Cloned for each request, which is sent by the clone.
     sender: RefCell<SendRequest<Bytes>>,
-    pub(super) address: SocketAddr,
+    /// `None`: it is over a Unix socket.
+    pub(super) address: Option<SocketAddr>,
     pub(super) opened_ms: u64,
     traffic: Rc<Traffic>,
     /// Number of its [`Share`]s.
@@ -77,7 +78,7 @@ impl Http2 {
     /// Starts HTTP/2 on `io`.
     pub(super) async fn open(
         io: Io,
-        address: SocketAddr,
+        address: Option<SocketAddr>,
         opened_ms: u64,
         settings: &PoolSettings,
     ) -> Result<Rc<Self>, LinkError> {

@@ -1,4 +1,4 @@
-//! The byte stream of a connection to an origin, plain or TLS. Counts bytes, and holds a slot of the
+//! The byte stream of a connection to an origin: TCP, TLS or a Unix socket. Counts bytes, and holds a slot of the
 //! origin's limit of connections.
 
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::members::Member;
@@ -29,6 +29,7 @@ pub(super) struct Io {
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
 }
 
 /// Bytes read and written so far. They tell whether an origin can have received a request, and whether
@@ -98,12 +99,8 @@ impl Drop for ConnectionSlot {
 }
 
 impl Io {
-    pub(super) fn plain(stream: TcpStream, slot: Box<ConnectionSlot>) -> Self {
-        Self { stream: Stream::Plain(stream), traffic: Rc::default(), _slot: slot }
-    }
-
-    pub(super) fn tls(stream: TlsStream<TcpStream>, slot: Box<ConnectionSlot>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), traffic: Rc::default(), _slot: slot }
+    pub(super) fn new(stream: Stream, slot: Box<ConnectionSlot>) -> Self {
+        Self { stream, traffic: Rc::default(), _slot: slot }
     }
 
     pub(super) fn traffic(&self) -> Rc<Traffic> {
@@ -128,6 +125,7 @@ impl AsyncRead for Io {
         let read = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         };
         let bytes = &mut buffer.filled_mut()[before..];
         let total = self.traffic.read.get() + bytes.len() as u64;
@@ -151,6 +149,7 @@ impl AsyncWrite for Io {
         let written = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
         self.wrote(written)
     }
@@ -163,6 +162,7 @@ impl AsyncWrite for Io {
         let written = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
         };
         self.wrote(written)
     }
@@ -171,6 +171,7 @@ impl AsyncWrite for Io {
         match &self.stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -178,6 +179,7 @@ impl AsyncWrite for Io {
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -185,6 +187,7 @@ impl AsyncWrite for Io {
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -67,7 +68,9 @@ pub(super) struct Member {
     pub(super) port: u16,
     /// See [`Origin::address`].
     pub(super) address: Option<IpAddr>,
-    /// `host:port`, or `address:port`, for logs and errors.
+    /// See [`Origin::socket`].
+    pub(super) socket: Option<Arc<Path>>,
+    /// `host:port`, `address:port` or `unix:PATH`, for logs and errors.
     pub(super) name: Arc<str>,
     /// The authority of requests: in the URI (HTTP/2) and, if so configured, in `Host`.
     pub(super) authority: Authority,
@@ -246,6 +249,7 @@ impl Member {
             host_name: origin.host.clone(),
             port: origin.port,
             address: origin.address,
+            socket: origin.socket.clone(),
             name,
             authority: Authority::try_from(text).map_err(|_| wrong())?,
             host,
@@ -257,9 +261,12 @@ impl Member {
         })
     }
 
-    /// `http://host:port`, or `http://address:port`: the name in the admin API.
+    /// As [`Origin::url`]: the name in the admin API.
     pub(super) fn url(&self) -> String {
-        format!("{}://{}", self.scheme.as_str(), self.name)
+        match self.socket {
+            Some(_) => self.name.to_string(),
+            None => format!("{}://{}", self.scheme.as_str(), self.name),
+        }
     }
 
     /// Whether the pool no longer has this member.

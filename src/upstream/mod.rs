@@ -67,7 +67,7 @@ pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
     Health, Hedge, HedgeAfter, HostHeader, HttpCheck, KeepAlive, MemberDefaults, MemberSource,
     Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, Retry, RetryOn,
-    Scheme, Settings, SourceKind, StatusSet, StickySettings,
+    SOCKET_PATH_BYTES_MAX, Scheme, Settings, SourceKind, StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use sticky::{StickyToken, sticky_key_mistake};

@@ -29,8 +29,8 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// The origin's address.
-    pub(super) fn address(&self) -> SocketAddr {
+    /// The origin's address. `None`: it is behind a Unix socket.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Http1(http1) => http1.address,
             Self::Http2(http2) => http2.address,

@@ -593,7 +593,7 @@ fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
     );
     check(
         &pool("origins = [\"http://a\", { url = \"http://a:80\", priority = 1 }]"),
-        &["3:11: http://a is listed twice, with different priorities or coordinates: list it once"],
+        &["3:11: http://a:80 is listed twice, with different priorities or coordinates: list it once"],
     );
     check(
         "pool = \"main\"\n[node]\nlongitude = 181\n",
@@ -1253,5 +1253,18 @@ fn retries_that_cannot_work_are_mistakes() {
         &[
             "2:15: 503 is listed in \"on\" too: leave it in \"on\" to try the other origins of the tier first, or in \"failover_on\" to go to the next tier at once",
         ],
+    );
+}
+
+#[test]
+fn a_unix_socket_is_an_origin_and_its_mistakes_are_named() {
+    let long = format!("unix:/{}", "x".repeat(107));
+    check(
+        &format!(
+            "[pools.b]\norigins = [\"unix:/run/app.sock\", {{ url = \"unix:///run/b.sock\", weight = 2 }}]\n\
+             [pools.c]\norigins = [\"unix:app.sock\", \"{long}\", \"https://unix:/run/a\"]\n\
+             [pools.d]\norigins = {{ srv = \"unix:/run/app.sock\" }}\n[sites.www]\npool = \"main\"\n"
+        ),
+        &[],
     );
 }

@@ -166,7 +166,12 @@ impl<'de> Deserialize<'de> for EntryUrl {
 
 fn entry_url<E: Error>(url: &str) -> Result<EntryUrl, E> {
     let expected = || E::custom(format!("expected {}, found {url:?}", Origin::EXPECTED));
-    Origin::parse(url).map(EntryUrl).ok_or_else(expected)
+    let origin = Origin::parse(url).ok_or_else(expected)?;
+    // Whoever writes the list must not reach the sockets of this machine, such as that of a container runtime.
+    if origin.socket.is_some() {
+        return Err(E::custom("a list names no Unix sockets: list them in the configuration"));
+    }
+    Ok(EntryUrl(origin))
 }
 
 /// The maximum length of a document.
@@ -226,6 +231,10 @@ mod tests {
             Err(
                 "line 2, column 1: invalid type: integer `7`, expected an origin's URL, or a table with \"url\"",
             ),
+        );
+        check(
+            "origins = [\"unix:/run/app.sock\"]",
+            Err("line 1, column 12: a list names no Unix sockets: list them in the configuration"),
         );
         check("<html>", Err("line 1, column 7: key with no value, expected `=`"));
         check("", Err("line 1, column 1: missing field `origins`"));

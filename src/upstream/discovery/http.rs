@@ -83,6 +83,7 @@ impl HttpReader {
         let response = match dialed.stream {
             Stream::Plain(stream) => exchange(stream, request).await,
             Stream::Tls(stream) => exchange(*stream, request).await,
+            Stream::Unix(stream) => exchange(stream, request).await,
         };
         let (status, tag, content) = response?;
         if status == StatusCode::NOT_MODIFIED && self.tag.is_some() {

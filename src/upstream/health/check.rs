@@ -221,6 +221,7 @@ where
     match stream {
         Stream::Plain(stream) => exchange_over(request, stream, is_http2, judge).await,
         Stream::Tls(stream) => exchange_over(request, *stream, is_http2, judge).await,
+        Stream::Unix(stream) => exchange_over(request, stream, is_http2, judge).await,
     }
 }
 

@@ -26,7 +26,7 @@ impl Failed {
     /// The origin's address, if a connection was attempted.
     pub(in crate::upstream) fn address(&self) -> Option<SocketAddr> {
         match self.error {
-            FetchError::Connect { address, .. } => Some(address),
+            FetchError::Connect { address, .. } => address,
             _ => self.connected,
         }
     }

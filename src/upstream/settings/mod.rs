@@ -26,7 +26,7 @@ pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, GrpcCheck, Health, HttpCheck};
 pub(crate) use hedge::{Hedge, HedgeAfter};
 pub(super) use members::OriginKey;
-pub(crate) use members::{Origin, Scheme};
+pub(crate) use members::{Origin, SOCKET_PATH_BYTES_MAX, Scheme};
 pub(super) use queue::QueueSettings;
 pub(crate) use retry::{Retry, RetryOn, StatusSet};
 pub(crate) use sources::{MemberDefaults, MemberSource, SourceKind};

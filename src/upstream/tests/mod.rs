@@ -9,6 +9,7 @@ mod queue;
 mod retries;
 pub(super) mod scripted;
 mod tls;
+mod unix_sockets;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -68,7 +69,7 @@ async fn a_request_goes_out_as_it_is_and_its_response_comes_back() {
         assert_eq!(upstream.response.headers().get_all("x-a").iter().count(), 2);
         assert_eq!(upstream.attempts, 1);
         assert_eq!(bed.total(Metric::UpstreamReuses), 0);
-        assert_eq!(upstream.address, origin.address);
+        assert_eq!(upstream.address, Some(origin.address));
         assert_eq!(read(upstream).await.expect("a body"), "ok");
     })
     .await;

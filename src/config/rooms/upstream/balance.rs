@@ -43,9 +43,8 @@ pub(super) fn read_policy(
         };
         if other.is_some_and(is_elsewhere) {
             let message = format!(
-                "{}://{} is listed twice, with different priorities or coordinates: list it once",
-                origin.scheme.as_str(),
-                origin.authority()
+                "{} is listed twice, with different priorities or coordinates: list it once",
+                origin.url()
             );
             section.mistake("origins", message);
         }

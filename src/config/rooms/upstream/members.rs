@@ -94,8 +94,8 @@ impl Value for OriginEntry {
         let defaults = read_defaults(value, table, reader)?;
         if kind == "url" {
             let origin = text_or(at, reader, Origin::EXPECTED, Origin::parse, remedy::origin)?;
-            let Origin { scheme, host, port, .. } = origin;
-            return Some(Self::Origin(defaults.origin(scheme, host, port)));
+            let MemberDefaults { weight, priority, coordinates } = defaults;
+            return Some(Self::Origin(Origin { weight, priority, coordinates, ..origin }));
         }
         let kind = match kind {
             "each_address_of" => read_addresses(at, reader)?,
@@ -137,7 +137,9 @@ fn read_defaults(
 fn read_addresses(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<SourceKind> {
     let expected =
         "a URL with a name, such as \"http://app.internal:8080\"; an address is written as url";
-    let is_name = |origin: &Origin| origin.host.parse::<std::net::IpAddr>().is_err();
+    let is_name = |origin: &Origin| {
+        origin.socket.is_none() && origin.host.parse::<std::net::IpAddr>().is_err()
+    };
     let origin = text(value, reader, expected, |url| Origin::parse(url).filter(is_name))?;
     let Origin { scheme, host, port, .. } = origin;
     Some(SourceKind::Addresses { scheme, host, port })
@@ -148,7 +150,7 @@ fn read_srv(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<SourceK
                     \"http://_http._tcp.app.internal\"";
     text(value, reader, expected, |url| {
         let has_port = url.split_once("://").is_some_and(|(_, name)| name.contains(':'));
-        let origin = Origin::parse(url).filter(|_| !has_port)?;
+        let origin = Origin::parse(url).filter(|origin| !has_port && origin.socket.is_none())?;
         Some(SourceKind::Srv { scheme: origin.scheme, name: origin.host })
     })
 }
