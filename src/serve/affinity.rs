@@ -1,7 +1,8 @@
 //! The affinity of a request to origins of its pool: the client's location, the hash by which the pool
 //! chooses, and the origin at which the visitor is kept.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use http::HeaderValue;
 use http::header::SET_COOKIE;
@@ -10,10 +11,10 @@ use super::Visit;
 use super::cookies::set_cookie;
 use super::visitors::sticky_pool;
 use crate::cache::{self, CacheKey, cookie};
-use crate::context::ResponseFacts;
+use crate::context::{Requester, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::reply::Reply;
-use crate::upstream::{Affinity, Balance, HashBy, Policy, Pool, PoolSettings};
+use crate::upstream::{Affinity, Balance, HashBy, Policy, Pool, PoolSettings, ProxiedClient};
 
 impl Visit {
     /// The facts that the choice of an origin in this pool depends on.
@@ -39,6 +40,22 @@ impl Visit {
             (None, IpAddr::V6(client)) => Affinity::hash_of(&client.octets()),
         };
         Affinity { point, hash, sticky }
+    }
+
+    /// The client that connections to the origins of this pool state. `None`: they state none, or the request
+    /// is the node's own.
+    pub(super) fn proxied(&self, pool: &Pool) -> Option<Rc<ProxiedClient>> {
+        let connection = &self.context.connection;
+        let is_own = matches!(connection.requester, Requester::Node { .. });
+        if pool.settings().send_proxy.is_none() || is_own {
+            return None;
+        }
+        let client = self.context.client.to_canonical();
+        // The port of a client behind another proxy or node is not known.
+        let is_peer = connection.peer.ip().to_canonical() == client;
+        let port = if is_peer { connection.peer.port() } else { 0 };
+        let client = SocketAddr::new(client, port);
+        Some(Rc::new(ProxiedClient { client, destination: connection.local }))
     }
 
     /// Tells the client by a cookie at which origin it is kept from now on, if that has changed. Only

@@ -32,7 +32,9 @@ use crate::notices::{self, Notice};
 use crate::peers::HopVerdict;
 use crate::route::{Rule, Site};
 use crate::store::{Record, StoredHead};
-use crate::upstream::{Affinity, FetchError, Intent, Times, Unanswered, Upstream};
+use crate::upstream::{
+    Affinity, FetchError, Intent, ProxiedClient, Times, Unanswered, Upstream,
+};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]
@@ -45,6 +47,8 @@ pub(super) struct Job {
     pub upstream: Upstream,
     /// The facts that the choice of an origin depends on.
     pub affinity: Affinity,
+    /// The client that connections to the origin state.
+    pub proxied: Option<Rc<ProxiedClient>>,
     pub key: CacheKey,
     pub method: Method,
     /// The request fields after the gate.
@@ -301,6 +305,7 @@ impl Job {
         // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
             affinity: self.affinity,
+            proxied: self.proxied.clone(),
             for_many: true,
             interims: self.interims.clone(),
             ..Intent::default()

@@ -510,6 +510,7 @@ impl Visit {
         let pool = self.rule.pool(place, *client, self.context.group_name());
         let pool = pool.cloned().ok_or_else(no_site)?;
         let affinity = self.affinity(&pool, &found.key);
+        let proxied = self.proxied(&pool);
         Ok(Job {
             request: self.context.id,
             worker: self.worker.clone(),
@@ -517,6 +518,7 @@ impl Visit {
             rule: self.rule.clone(),
             upstream: Upstream::Pool(pool),
             affinity,
+            proxied,
             // The `No-Vary-Search` rule by which the response will be stored is not known yet.
             key: match self.rule.settings.cache.no_vary_search {
                 true => self.query().key(),

@@ -54,6 +54,7 @@ impl Visit {
         let sequence = self.worker.store.purges().sequence();
         let intent = Intent {
             affinity: job.affinity,
+            proxied: job.proxied.clone(),
             upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
             takes_trailers: self.request.takes_trailers,
             is_call: self.is_call(),
@@ -98,6 +99,7 @@ impl Visit {
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let intent = Intent {
             affinity: job.affinity,
+            proxied: job.proxied.clone(),
             upgrade: None,
             takes_trailers: self.request.takes_trailers,
             is_call: false,

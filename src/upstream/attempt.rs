@@ -29,11 +29,12 @@ use super::http2::{Http2, Share};
 use super::io::ConnectionSlot;
 use super::members::Member;
 use super::patience::{PaceRef, Patience};
+use super::proxy_header;
 use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
 use super::resume::{ResumedBody, Resumption};
 use super::send::{Failed, Outgoing};
-use super::settings::PoolSettings;
+use super::settings::{PoolSettings, ProxyVersion};
 use super::tunnel::UpgradedOrigin;
 use crate::body::{Body, BodyError, BodyFault, BodySource};
 use crate::interim::Interims;
@@ -156,8 +157,14 @@ impl Attempt<'_> {
 
     /// A connection that is already open.
     fn open_link(&self) -> Option<Link> {
-        let http1 = || self.outgoing.core.take_idle(&self.chosen.member).map(Link::Http1);
+        let Outgoing { core, intent, .. } = self.outgoing;
+        let proxied = intent.proxied.as_ref().filter(|_| self.proxy_version().is_some());
+        let http1 = || core.take_idle(&self.chosen.member, proxied).map(Link::Http1);
         self.shared().or_else(http1)
+    }
+
+    fn proxy_version(&self) -> Option<ProxyVersion> {
+        self.outgoing.state.pool.settings().send_proxy
     }
 
     /// A stream on a shared connection.
@@ -226,8 +233,10 @@ impl Attempt<'_> {
         let Core { resolver, recorder, .. } = &***core;
         let turn = state.turn.get();
         let slot = self.slot().await?;
+        let header = |version| proxy_header::header(version, intent.proxied.as_deref());
+        let preface = &self.proxy_version().map(header).unwrap_or_default();
         let connected = connect(
-            &Target { pool: &state.pool, origin: self.origin(), turn, upgrade },
+            &Target { pool: &state.pool, origin: self.origin(), turn, upgrade, preface },
             slot,
             resolver,
             recorder,
@@ -250,7 +259,12 @@ impl Attempt<'_> {
         let Outgoing { core, state, .. } = self.outgoing;
         let pool = &state.pool;
         let take = || ConnectionSlot::take(pool, self.origin(), &core.recorder);
-        if let Some(slot) = self.chosen.slot.take().or_else(take) {
+        // An idle connection may be of another client, or closed.
+        let take_another = || {
+            core.release_one(&self.chosen.member);
+            take()
+        };
+        if let Some(slot) = self.chosen.slot.take().or_else(take).or_else(take_another) {
             return Ok(slot);
         }
         let limit = pool.settings().connections_max;
@@ -277,7 +291,10 @@ impl Attempt<'_> {
         let traffic = connected.io.traffic();
         let (sender, connection) = builder.handshake(TokioIo::new(connected.io)).await?;
         let now_ms = self.outgoing.core.timers.now_ms();
-        Ok(Box::new(Http1::new(sender, connection, traffic, connected.address, now_ms)))
+        let mut http1 = Http1::new(sender, connection, traffic, connected.address, now_ms);
+        let proxied = self.outgoing.intent.proxied.clone();
+        http1.proxied = proxied.filter(|_| self.proxy_version().is_some());
+        Ok(Box::new(http1))
     }
 
     async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -30,6 +31,8 @@ pub(super) struct Target<'a> {
     pub(super) turn: usize,
     /// The request asks for another protocol: only an HTTP/1.1 connection can be handed over.
     pub(super) upgrade: bool,
+    /// Bytes to send before all others: a PROXY protocol header, or none.
+    pub(super) preface: &'a [u8],
 }
 
 /// An open connection.
@@ -72,12 +75,12 @@ pub(super) async fn dial(
     target: &Target<'_>,
     resolver: &Arc<Resolver>,
 ) -> Result<Dialed, FetchError> {
-    let Target { pool, origin, turn, upgrade } = *target;
+    let Target { pool, origin, turn, upgrade, preface } = *target;
     let settings = pool.settings();
     let after = settings.deadlines.connect;
     let may_be_http2 = settings.protocol == Protocol::Http2 && !upgrade;
     if let Some(path) = &origin.socket {
-        let connected = timeout(after, connect_socket(path)).await;
+        let connected = timeout(after, connect_socket(path, preface)).await;
         let connected = connected
             .map_err(|_| FetchError::ConnectTimeout { origin: origin.name.clone(), after })?;
         let stream = connected.map_err(|source| FetchError::Connect {
@@ -92,11 +95,18 @@ pub(super) async fn dial(
             Some(address) => [address].into(),
             None => resolver.addresses(&origin.host_name).await?,
         };
-        connect_any(origin, in_order(&addresses, origin.port, turn)).await
+        let connected = connect_any(origin, in_order(&addresses, origin.port, turn)).await;
+        let (mut stream, address) = connected?;
+        let _ = stream.set_nodelay(true);
+        // A new connection takes a header at once.
+        stream.write_all(preface).await.map_err(|source| {
+            let address = Some(address);
+            FetchError::Connect { origin: origin.name.clone(), address, source }
+        })?;
+        Ok((stream, address))
     })
     .await
     .unwrap_or_else(|_| Err(FetchError::ConnectTimeout { origin: origin.name.clone(), after }))?;
-    let _ = stream.set_nodelay(true);
     let address = Some(address);
     let Some(tls) = &origin.tls else {
         return Ok(Dialed { stream: Stream::Plain(stream), http2: may_be_http2, address });
@@ -117,13 +127,15 @@ pub(super) async fn dial(
 
 /// Connects to a Unix socket. While the backlog of its process is full, as the system says at once, it waits
 /// and tries again, as TCP does.
-async fn connect_socket(path: &Path) -> io::Result<UnixStream> {
-    loop {
+async fn connect_socket(path: &Path, preface: &[u8]) -> io::Result<UnixStream> {
+    let mut stream = loop {
         match UnixStream::connect(path).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BACKLOG_PAUSE).await,
-            connected => return connected,
+            connected => break connected?,
         }
-    }
+    };
+    stream.write_all(preface).await?;
+    Ok(stream)
 }
 
 fn tls_error(origin: &Member, source: io::Error) -> FetchError {

@@ -20,6 +20,7 @@ use super::in_flight::InFlight;
 use super::members::{Member, Members};
 use super::pool::Pool;
 use super::pool_state::{Idle, MemberState, MemberStates, PoolState};
+use super::proxy_header::ProxiedClient;
 use super::resolve::Resolver;
 use super::settings::PoolSettings;
 use crate::clock::{Clock, whole_ms};
@@ -110,11 +111,18 @@ impl Core {
         }
     }
 
-    /// The most recently used idle connection that is still usable.
-    pub(super) fn take_idle(&self, state: &MemberState) -> Option<Box<Http1>> {
+    /// The most recently used idle connection that is still usable, and whose PROXY protocol header states
+    /// this client.
+    pub(super) fn take_idle(
+        &self,
+        state: &MemberState,
+        proxied: Option<&Rc<ProxiedClient>>,
+    ) -> Option<Box<Http1>> {
         let now_ms = self.timers.now_ms();
         let mut idle = state.idle.borrow_mut();
-        while let Some(mut connection) = idle.pop() {
+        let is_of_client = |idle: &Idle| idle.http1.proxied.as_ref() == proxied;
+        while let Some(at) = idle.iter().rposition(is_of_client) {
+            let mut connection = idle.remove(at);
             if connection.until_ms <= now_ms {
                 self.close_idle(connection, IDLE_EXPIRED);
             } else if !connection.http1.is_reusable() {
@@ -199,7 +207,8 @@ impl Core {
         }
     }
 
-    fn release_one(&self, state: &MemberState) {
+    /// Closes the oldest idle connection to the member, if there is one.
+    pub(super) fn release_one(&self, state: &MemberState) {
         let mut idle = state.idle.borrow_mut();
         if !idle.is_empty() {
             let oldest = idle.remove(0);

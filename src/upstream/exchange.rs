@@ -9,6 +9,7 @@ use geo::UnitVector;
 use http::{HeaderValue, Response};
 use tokio::sync::Notify;
 
+use super::proxy_header::ProxiedClient;
 use super::sticky::StickyToken;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
@@ -21,6 +22,8 @@ use crate::rendezvous;
 pub(crate) struct Intent {
     /// The facts that the choice of an origin depends on.
     pub affinity: Affinity,
+    /// The client that [`super::PoolSettings::send_proxy`] states. `None`: the request is the node's own.
+    pub proxied: Option<Rc<ProxiedClient>>,
     /// The `Upgrade` field to send, for another protocol on the connection (RFC 9110 §7.8).
     pub upgrade: Option<HeaderValue>,
     /// The client accepts trailers. An HTTP/2 origin is told so with `TE: trailers` (RFC 9110

@@ -30,6 +30,7 @@ use super::error::{NoHead, NoHeadReason};
 use super::gate::Gate;
 use super::io::{Io, Traffic};
 use super::patience::Patience;
+use super::proxy_header::ProxiedClient;
 use super::request_body::ClientUpload;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
@@ -51,6 +52,8 @@ pub(super) struct Http1 {
     /// `None`: it is over a Unix socket.
     pub(super) address: Option<SocketAddr>,
     pub(super) opened_ms: u64,
+    /// The client that the connection's PROXY protocol header states.
+    pub(super) proxied: Option<Rc<ProxiedClient>>,
 }
 
 impl Http1 {
@@ -73,6 +76,7 @@ impl Http1 {
             kept_for: None,
             address,
             opened_ms,
+            proxied: None,
         }
     }
 

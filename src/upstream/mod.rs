@@ -36,6 +36,7 @@ mod places;
 mod pool;
 mod pool_state;
 mod pools;
+mod proxy_header;
 mod queue;
 mod records;
 mod request_body;
@@ -62,11 +63,12 @@ pub(crate) use overrides::{
 };
 pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
+pub(crate) use proxy_header::ProxiedClient;
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
     Health, Hedge, HedgeAfter, HostHeader, HttpCheck, KeepAlive, MemberDefaults, MemberSource,
-    Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, Retry, RetryOn,
+    Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, ProxyVersion, Retry, RetryOn,
     SOCKET_PATH_BYTES_MAX, Scheme, Settings, SourceKind, StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};

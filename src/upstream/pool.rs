@@ -244,6 +244,7 @@ fn fixed_or_error(build: MembersBuild) -> Result<Members, PoolError> {
 fn connects_alike(one: &PoolSettings, other: &PoolSettings) -> bool {
     one.tls == other.tls
         && one.protocol == other.protocol
+        && one.send_proxy == other.send_proxy
         && one.host_header == other.host_header
         && one.header_bytes_max == other.header_bytes_max
         && one.header_count_max == other.header_count_max

@@ -96,6 +96,7 @@ impl Resumption {
             pool: pool.clone(),
             intent: Intent {
                 affinity: outgoing.intent.affinity,
+                proxied: outgoing.intent.proxied.clone(),
                 for_many: true,
                 ..Intent::default()
             },

@@ -29,6 +29,7 @@ use super::super::io::Stream;
 use super::super::members::Member;
 use super::super::pool::Pool;
 use super::super::pools::Pools;
+use super::super::proxy_header;
 use super::super::resolve::Resolver;
 use super::super::settings::{Check, CheckKind, HttpCheck, Protocol};
 use super::machine::Event;
@@ -165,7 +166,8 @@ async fn test(
     // A check speaks HTTP/1.1 unless the pool requires HTTP/2. A call of gRPC always speaks HTTP/2.
     let is_call = matches!(check.kind, CheckKind::Grpc(_));
     let upgrade = pool.settings().protocol != Protocol::Http2 && !is_call;
-    let target = Target { pool, origin: member, turn, upgrade };
+    let preface = own_preface(pool);
+    let target = Target { pool, origin: member, turn, upgrade, preface: &preface };
     let dialed = dial(&target, resolver).await.map_err(|error| error.to_string())?;
     match &check.kind {
         CheckKind::Tcp => Ok(()),
@@ -185,6 +187,12 @@ async fn test(
             exchange(call, stream, true, grpc::judge).await
         }
     }
+}
+
+/// The PROXY protocol header of a connection without a client, if the pool sends one.
+fn own_preface(pool: &Pool) -> Vec<u8> {
+    let version = pool.settings().send_proxy;
+    version.map(|version| proxy_header::header(version, None)).unwrap_or_default()
 }
 
 fn check_request(
@@ -297,7 +305,10 @@ async fn connect_to_members_that_are_down(pool: &Arc<Pool>, parts: &Parts) {
         for member in down {
             let (pool, parts) = (pool.clone(), parts.clone());
             connecting.spawn(async move {
-                let target = Target { pool: &pool, origin: &member, turn: 0, upgrade: false };
+                let preface = own_preface(&pool);
+                let (turn, upgrade) = (0, false);
+                let target =
+                    Target { pool: &pool, origin: &member, turn, upgrade, preface: &preface };
                 let succeeded = dial(&target, &parts.resolver).await.is_ok();
                 let event = Event::Connected { succeeded };
                 record(&pool, &member, event, &parts.recorder, format_args!(""));

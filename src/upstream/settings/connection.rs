@@ -83,6 +83,15 @@ pub(crate) enum Protocol {
     Http2,
 }
 
+/// The version of the PROXY protocol header that is sent to origins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Bytes.
+    V2,
+}
+
 /// Time limits of each step of an exchange, enforced with a precision of about 25 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadlines {

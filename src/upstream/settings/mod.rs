@@ -21,7 +21,7 @@ use super::sign::{SecretField, Signing};
 pub(crate) use balance::{Balance, HashBy, Policy};
 pub(crate) use connection::Deadlines;
 pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
-pub(crate) use connection::{KeepAlive, OriginTls, PreparedTls};
+pub(crate) use connection::{KeepAlive, OriginTls, PreparedTls, ProxyVersion};
 pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, GrpcCheck, Health, HttpCheck};
 pub(crate) use hedge::{Hedge, HedgeAfter};
@@ -84,6 +84,9 @@ pub(crate) struct PoolSettings {
     pub host_header: HostHeader,
     /// The HTTP version of requests to origins.
     pub protocol: Protocol,
+    /// The PROXY protocol header that begins each connection to an origin. Then a connection serves one client,
+    /// and the protocol is HTTP/1.1.
+    pub send_proxy: Option<ProxyVersion>,
     /// Time limits of each step of an exchange.
     pub deadlines: Deadlines,
     /// How long connections are kept.
@@ -137,6 +140,7 @@ impl PoolSettings {
             tls: OriginTls::default(),
             host_header: HostHeader::default(),
             protocol: Protocol::default(),
+            send_proxy: None,
             deadlines: Deadlines::default(),
             keep_alive: KeepAlive::default(),
             retry: Retry::default(),

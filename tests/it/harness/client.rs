@@ -56,6 +56,10 @@ impl Client {
         Self { reader: BufReader::new(stream) }
     }
 
+    pub fn local_address(&self) -> SocketAddr {
+        self.reader.get_ref().local_addr().expect("a connected socket")
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) {
         self.reader.get_mut().write_all(bytes).expect("the node reads");

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 
 use crate::config::reader::{Reader, Section};
 use crate::config::values::{Value, text};
-use crate::upstream::{self, ClientCertificate, HostHeader, PoolSettings, Protocol};
+use crate::upstream::{self, ClientCertificate, HostHeader, PoolSettings, Protocol, ProxyVersion};
 
 /// Reads the options and tables.
 pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
@@ -20,6 +20,7 @@ pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
         &mut pool.protocol,
         &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
     );
+    read_proxy(section, pool);
     section.read_within("connections_max", &mut pool.connections_max, 1..);
     section.read("requests_max", &mut pool.requests_max);
     let queue = section.section("queue");
@@ -48,6 +49,23 @@ pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
     keep_alive.read_above_zero("idle", &mut pool.keep_alive.idle, unused);
     keep_alive.read_above_zero("age_max", &mut pool.keep_alive.age_max, unused);
     keep_alive.read("idle_max", &mut pool.keep_alive.idle_max);
+}
+
+fn read_proxy(section: &Section<'_>, pool: &mut PoolSettings) {
+    let versions = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
+    let words: Vec<_> = std::iter::once(("none", None))
+        .chain(versions.map(|(word, version)| (word, Some(version))))
+        .collect();
+    section.choice("send_proxy_protocol", &mut pool.send_proxy, &words);
+    match (pool.send_proxy, pool.protocol) {
+        (Some(_), Protocol::Http2) => section.mistake(
+            "send_proxy_protocol",
+            "a connection with a PROXY protocol header serves one client, and HTTP/2 is for many: set \
+             protocol = \"http1\"",
+        ),
+        (Some(_), Protocol::Auto) => pool.protocol = Protocol::Http1,
+        _ => {}
+    }
 }
 
 fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
