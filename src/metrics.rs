@@ -181,7 +181,8 @@ table! {
         "outcome" = &["won", "lost", "refused"];
     UpstreamResumptions, Counter, "upstream_resumptions", "Response bodies that broke off and whose rest was requested from an origin, by outcome.",
         "outcome" = &["resumed", "failed"];
-    UpstreamUnheld, Counter, "upstream_unheld", "Small responses that were passed on before they were whole, because retry.kept_bytes_max was reached.";
+    UpstreamUnheld, Counter, "upstream_unheld", "Small responses that were passed on before they were whole, because retry.kept_bytes_max or retry.hold_time was reached.",
+        "reason" = &["bytes", "time"];
     UpstreamFailures, Counter, "upstream_failures", "Attempts without a complete response, by error type of RFC 9209.",
         "error" = ProxyError::WORDS;
     UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin went down or was ejected, failed trials included.";

@@ -461,9 +461,10 @@ impl Attempt<'_> {
     /// A body that is small enough to be held, or of which a first piece is announced, is waited for.
     fn await_or_pass_on(&self, head: &Parts, body: Box<ResponseBody>) -> (Body, Option<Awaited>) {
         let Outgoing { core, state, .. } = self.outgoing;
-        let held = HeldContent::begin(&state.pool, body.exact_length(), &core.recorder);
+        let now_ms = core.timers.now_ms();
+        let held = HeldContent::begin(&state.pool, body.exact_length(), now_ms, &core.recorder);
         if held.is_some() || body.is_awaited() {
-            body.await_more(&self.pace);
+            body.await_more(&self.pace, held.as_ref());
             return (Body::Empty, Some(Awaited { body, held }));
         }
         body.answered();

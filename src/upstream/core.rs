@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::choice::Chosen;
 use super::deadline::{Limits, NEVER, Timers};
 use super::health::{Event, Outcome, Trial, record};
+use super::hold::UNHELD_TIME;
 use super::http1::Http1;
 use super::http2::Share;
 use super::in_flight::InFlight;
@@ -386,6 +387,11 @@ impl Active {
     pub(super) fn body_failed(&self, error: ProxyError) {
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
         self.end(false, "its responses ended early");
+    }
+
+    /// Counts a response that was not held any longer.
+    pub(super) fn count_unheld(&self) {
+        self.core.recorder.count_labelled(Metric::UpstreamUnheld, UNHELD_TIME);
     }
 
     pub(super) fn origin_name(&self) -> &str {

@@ -1,8 +1,8 @@
 //! Holding a response back until it is whole, so that another origin can be asked if it breaks off.
 //!
-//! Only responses whose length is known and small are held (`retry.hold_response`), and over all cores
-//! a bounded number of bytes (`retry.kept_bytes_max`). Most small responses arrive whole with their
-//! head and are never held.
+//! Only responses whose length is known and small are held (`retry.hold_response`), for a bounded time
+//! (`retry.hold_time`), and over all cores a bounded number of bytes (`retry.kept_bytes_max`). Most small
+//! responses arrive whole with their head and are never held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,7 @@ use http_body::Frame;
 
 use super::pool::Pool;
 use crate::body::{Body, BodySource, PollFrame};
+use crate::clock::whole_ms;
 use crate::metrics::{Metric, Recorder};
 
 /// Bytes that all cores keep for a pool.
@@ -63,21 +64,29 @@ pub(super) struct HeldContent {
     trailers: Option<HeaderMap>,
     /// The end of the response has arrived.
     pub(super) is_whole: bool,
+    /// It is held until then, a time of [`super::deadline::Timers::now_ms`].
+    until_ms: u64,
     _reserved: Reserved,
 }
 
 impl HeldContent {
     /// Holds a response of `length` bytes, if the pool's settings allow it.
-    pub(super) fn begin(pool: &Pool, length: Option<u64>, recorder: &Recorder) -> Option<Self> {
+    pub(super) fn begin(
+        pool: &Pool,
+        length: Option<u64>,
+        now_ms: u64,
+        recorder: &Recorder,
+    ) -> Option<Self> {
         let retry = &pool.settings().retry;
         let length = length.filter(|length| (1..=retry.hold_response).contains(length))?;
         let length = usize::try_from(length).ok()?;
         let Some(reserved) = pool.kept.reserve(length, retry.kept_bytes_max) else {
-            recorder.count(Metric::UpstreamUnheld);
+            recorder.count_labelled(Metric::UpstreamUnheld, UNHELD_BYTES);
             return None;
         };
         let data = BytesMut::with_capacity(length);
-        Some(Self { data, trailers: None, is_whole: false, _reserved: reserved })
+        let until_ms = now_ms.saturating_add(whole_ms(retry.hold_time));
+        Some(Self { data, trailers: None, is_whole: false, until_ms, _reserved: reserved })
     }
 
     pub(super) fn add(&mut self, frame: Frame<Bytes>) {
@@ -85,6 +94,16 @@ impl HeldContent {
             Ok(data) => self.data.extend_from_slice(&data),
             Err(frame) => self.trailers = frame.into_trailers().ok(),
         }
+    }
+
+    /// When it is held no longer, a time of [`super::deadline::Timers::now_ms`]. `None`: nothing has arrived yet.
+    pub(super) fn end_ms(&self) -> Option<u64> {
+        (!self.data.is_empty()).then_some(self.until_ms)
+    }
+
+    /// What has arrived, to be passed on before the rest.
+    pub(super) fn into_part(self) -> Bytes {
+        self.data.freeze()
     }
 
     /// The body that is passed on.
@@ -98,6 +117,10 @@ impl HeldContent {
         }
     }
 }
+
+/// Labels of [`Metric::UpstreamUnheld`].
+const UNHELD_BYTES: usize = 0;
+pub(super) const UNHELD_TIME: usize = 1;
 
 /// A whole body with trailers.
 struct WholeBody {

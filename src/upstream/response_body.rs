@@ -140,7 +140,7 @@ impl ResponseBody {
     }
 
     /// Waits for the first piece and keeps it for the reader of the body; with `held`, for the whole
-    /// body. Until then the exchange can still fail: nothing of the response has gone to a client.
+    /// body, as long as it may be held: then `held` is empty. Until then the exchange can still fail: nothing of the response has gone to a client.
     pub(super) fn poll_awaited(
         &mut self,
         cx: &mut Context<'_>,
@@ -165,12 +165,17 @@ impl ResponseBody {
                         if self.hold(held, frame) {
                             break Ok(());
                         }
-                        self.await_more(pace);
+                        self.await_more(pace, Some(held));
                     }
                 },
                 Poll::Pending => {
                     ready!(self.poll_late(cx));
-                    if !self.is_merely_late(pace) {
+                    if let Some(part) = self.take_unheld(held) {
+                        self.first = Some(Some(Ok(Frame::data(part))));
+                        self.active.answered();
+                        break Ok(());
+                    }
+                    if !self.is_merely_late(pace, held.as_ref()) {
                         break Err(NoContent::Deadline);
                     }
                 }
@@ -199,28 +204,37 @@ impl ResponseBody {
         held.is_whole
     }
 
+    /// What has arrived of a response that was held for as long as it may be. `None`: it may still be held.
+    fn take_unheld(&self, held: &mut Option<HeldContent>) -> Option<Bytes> {
+        let end_ms = held.as_ref()?.end_ms()?;
+        if self.deadline.now_ms() < end_ms || self.limits.total_passed(&self.deadline) {
+            return None;
+        }
+        self.active.count_unheld();
+        held.take().map(HeldContent::into_part)
+    }
+
     /// Sets the most time that may pass without a piece of the body.
     pub(super) fn expect_within(&mut self, time: std::time::Duration) {
         self.limits.between_bytes = self.limits.between_bytes.min(time);
     }
 
     /// Sets the deadline for the next piece of content that is awaited: when it, or the try as a whole,
-    /// is late.
-    pub(super) fn await_more(&self, pace: &Pace) {
+    /// is late, or content is no longer held.
+    pub(super) fn await_more(&self, pace: &Pace, held: Option<&HeldContent>) {
         self.limits.arm(&self.deadline, self.limits.between_bytes);
-        if let Some(late_at_ms) = pace.late_at_ms() {
-            self.deadline.cap(late_at_ms);
-        }
+        let ends = [pace.late_at_ms(), held.and_then(HeldContent::end_ms)];
+        ends.into_iter().flatten().for_each(|at_ms| self.deadline.cap(at_ms));
     }
 
     /// The deadline has passed: whether the try is late and goes on.
-    fn is_merely_late(&self, pace: &Pace) -> bool {
+    fn is_merely_late(&self, pace: &Pace, held: Option<&HeldContent>) -> bool {
         let is_late = pace.late_at_ms().is_some_and(|at_ms| self.deadline.now_ms() >= at_ms);
         if !is_late || self.limits.total_passed(&self.deadline) {
             return false;
         }
         pace.set_late();
-        self.await_more(pace);
+        self.await_more(pace, held);
         true
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// A response whose length is known and at most this many bytes is passed on when it is whole.
     pub hold_response: u64,
+    /// It is held for this time at most; then it is passed on as it arrives.
+    pub hold_time: Duration,
     /// Requests with content of at most this many bytes keep it while it is sent.
     pub keep_request_body: usize,
     /// Maximum bytes of responses that are held and of requests that are kept, over all cores.
@@ -55,6 +57,7 @@ impl Default for Retry {
             attempts_max: None,
             per_try_timeout: None,
             hold_response: 64 << 10,
+            hold_time: Duration::from_secs(5),
             keep_request_body: 0,
             kept_bytes_max: 64 << 20,
             budget_percent: 20,

@@ -317,6 +317,55 @@ async fn held_responses_have_a_limit_beyond_which_they_are_passed_on_as_they_arr
 }
 
 #[tokio::test]
+async fn a_response_that_trickles_is_held_for_a_bounded_time_and_then_passed_on_as_it_arrives() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.settings.retry.hold_time = Duration::from_millis(200);
+        let bed = Bed::new(settings);
+        let (upstream, (mut peer, said)) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\nx").await;
+            let mut said = 1;
+            // No piece is late, and the whole would take more than a minute.
+            while bed.metrics.total(Metric::UpstreamUnheld, 1) == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                peer.say("x").await;
+                said += 1;
+            }
+            (peer, said)
+        });
+        let upstream = upstream.expect("its head is here");
+        assert_eq!(upstream.response.body().exact_length(), Some(10_000));
+        assert!(said < 10_000, "it was passed on before it was whole");
+        peer.say(&"y".repeat(10_000 - said)).await;
+        let body = read(upstream).await.expect("a body");
+        assert_eq!(body, ["x".repeat(said), "y".repeat(10_000 - said)].concat());
+        assert_eq!(bed.total(Metric::UpstreamIdle), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_response_of_which_nothing_has_arrived_is_waited_for_longer_than_it_is_held() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.retry.hold_time = Duration::from_millis(20);
+            settings.deadlines.between_bytes = Duration::from_millis(200);
+        });
+        let (body, _) = tokio::join!(bed.fetch(), async {
+            let mut peer = first.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
+            second.accept().await.answer(OK).await
+        });
+        assert_eq!(body, "ok", "the other origin is asked");
+        assert_eq!(bed.metrics.total(Metric::UpstreamUnheld, 1), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_status_of_failover_on_asks_the_next_tier_and_is_kept_if_that_is_no_better() {
     on_core(async {
         let not_found = "HTTP/1.1 404 No\r\ncontent-length: 5\r\n\r\nfirst";
