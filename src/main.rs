@@ -387,14 +387,11 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>, asks_sources: bool) -> Result
 }
 
 fn look_up_locations(arguments: &geo_command::GeoArguments) -> Result<(), String> {
-    let settings = match &arguments.config {
-        None => geo::Settings::default(),
-        Some(file) => {
-            let flags = Flags { config: Some(file.clone()), ..Flags::default() };
-            config::load(&flags).map_err(|mistakes| mistakes.to_string())?.geo
-        }
+    let load = |file: &PathBuf| {
+        let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+        config::load(&flags).map(|config| config.geo).map_err(|mistakes| mistakes.to_string())
     };
-    geo_command::run(arguments, &settings)
+    geo_command::run(arguments, arguments.config().map(load).transpose()?)
 }
 
 /// Sends the error log to standard error. `RUST_LOG` overrides `log.level`.

@@ -1,33 +1,60 @@
-//! `skerry geo`: looks up the location of addresses in a node's GeoIP databases.
+//! `skerry geo`: looks up the location of addresses in a node's GeoIP databases, and updates these.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use geo::{Facts, Geo, LoadError, Place, Source};
 
+use super::geo_update::{self, UpdateArguments};
 use super::output::print;
 
 /// The arguments of `skerry geo`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct GeoArguments {
+    #[command(subcommand)]
+    command: Option<GeoCommand>,
     /// IPv4 or IPv6 addresses to look up.
     #[arg(required = true, value_name = "ADDRESS", value_parser = super::client::parse_ip)]
     addresses: Vec<IpAddr>,
     /// Use the databases in the [geo] table of this configuration file [default: the built-in
     /// country database].
     #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
-    pub config: Option<PathBuf>,
+    config: Option<PathBuf>,
 }
 
-/// Prints what the databases of `settings` know about the addresses.
+/// The commands below `skerry geo`.
+#[derive(Debug, Subcommand)]
+enum GeoCommand {
+    /// Verify a new GeoIP database and put it in the place of the one in use. Nodes load it within 5 s.
+    #[command(after_help = "Example:\n  skerry geo update --config /etc/skerry/edge.toml GeoLite2-City.mmdb")]
+    Update(UpdateArguments),
+}
+
+impl GeoArguments {
+    /// The configuration whose databases are meant.
+    pub fn config(&self) -> Option<&PathBuf> {
+        match &self.command {
+            Some(GeoCommand::Update(update)) => update.config.as_ref(),
+            None => self.config.as_ref(),
+        }
+    }
+}
+
+/// Prints what the databases of `settings` know about the addresses, or updates one of them. `None`: there is no
+/// configuration.
 ///
 /// # Errors
-/// Why a database cannot be opened, in one line.
-pub fn run(arguments: &GeoArguments, settings: &geo::Settings) -> Result<(), String> {
-    let geo = Geo::open(settings).map_err(|error| error_with_causes(&error))?;
+/// Why a database cannot be opened, or is not replaced, in one line.
+pub fn run(arguments: &GeoArguments, settings: Option<geo::Settings>) -> Result<(), String> {
+    if let Some(GeoCommand::Update(update)) = &arguments.command {
+        return geo_update::run(update, settings.as_ref());
+    }
+    let geo = Geo::open(&settings.unwrap_or_default()).map_err(|error| error_with_causes(&error))?;
     print(&table(&geo, &arguments.addresses))
 }
 
@@ -51,7 +78,7 @@ fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
     table
 }
 
-fn error_with_causes(error: &LoadError) -> String {
+pub(super) fn error_with_causes(error: &LoadError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(deeper) = cause {
@@ -85,15 +112,18 @@ fn facts(place: &Place) -> Vec<(&'static str, String)> {
     facts
 }
 
+/// A day, such as `2026-11-30`.
+pub(super) fn date_of(time: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text[..10].to_owned()
+}
+
 fn describe(facts: &Facts) -> String {
     let source = match &facts.source {
         Source::BuiltIn => "built-in".to_owned(),
         Source::File(path) => path.display().to_string(),
     };
-    let built = facts.built.map(|built| {
-        let date = humantime::format_rfc3339_seconds(built).to_string();
-        format!(", {}", &date[..10])
-    });
+    let built = facts.built.map(|built| format!(", {}", date_of(built)));
     format!("{source} ({}{})", facts.database_type, built.unwrap_or_default())
 }
 

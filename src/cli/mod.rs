@@ -11,6 +11,7 @@ pub mod explain;
 mod explain_text;
 pub mod generate;
 pub mod geo;
+mod geo_update;
 pub mod log;
 pub mod nodes;
 pub mod origins;

@@ -19,6 +19,7 @@ mod fields;
 mod fleet_answers;
 mod gate;
 mod geo_redirect;
+mod geo_update;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
 mod hostile;
