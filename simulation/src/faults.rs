@@ -47,6 +47,11 @@ pub async fn begin(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<FaultStat
                 origin.faults.added_ms.store(*add_ms, Ordering::Relaxed);
             }
         }
+        FaultSpec::OriginTruncates { origin } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.truncating.store(true, Ordering::Relaxed);
+            }
+        }
         FaultSpec::RollingUpgrade => {
             rolling_upgrade(fleet).await?;
             return Ok(FaultState::Over);
@@ -105,6 +110,11 @@ pub async fn end(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<()> {
         FaultSpec::OriginSlow { origin, .. } => {
             for origin in origins_named(&fleet.names, &fleet.origins, origin) {
                 origin.faults.added_ms.store(0, Ordering::Relaxed);
+            }
+        }
+        FaultSpec::OriginTruncates { origin } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.truncating.store(false, Ordering::Relaxed);
             }
         }
         _ => {}

@@ -138,7 +138,7 @@ impl Purge {
 }
 
 /// A fault that was injected, and its time.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fault {
     /// The kind, as in scenario files.
     pub kind: String,
@@ -146,6 +146,8 @@ pub struct Fault {
     pub what: String,
     /// The nodes whose requests it may affect.
     pub nodes: Vec<NodeId>,
+    /// The origins that fail, by their index.
+    pub origins: Vec<usize>,
     /// When it started.
     pub began: Micros,
     /// When it ended; `None` while it lasts.
@@ -186,8 +188,21 @@ pub struct Facts {
     pub process_events: Vec<ProcessEvent>,
     /// Answers of the name servers.
     pub dns_answers: Vec<DnsAnswer>,
+    /// Bytes that nodes sent to each other, recorded at the end of the run.
+    pub peer_bytes: Vec<PeerBytes>,
     /// Changes of objects at the origins: object, new version, time.
     pub changes: Vec<(ObjectId, u32, Micros)>,
+}
+
+/// The bytes of the responses of a node to another one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PeerBytes {
+    /// The node that asked.
+    pub asker: NodeId,
+    /// The node that answered.
+    pub asked: NodeId,
+    /// The bytes, with those of TLS.
+    pub bytes: u64,
 }
 
 /// An answer of a name server, as a resolver got it.
@@ -209,6 +224,12 @@ impl Facts {
     /// The upstream request with this serial number.
     pub fn fetch(&self, serial: u64) -> Option<&Fetch> {
         self.fetches.get(usize::try_from(serial.checked_sub(1)?).ok()?)
+    }
+
+    /// The bytes that a node sent to the nodes that asked it.
+    pub fn bytes_to_peers(&self, node: NodeId) -> u64 {
+        let answers = self.peer_bytes.iter().filter(|sent| sent.asked == node);
+        answers.map(|sent| sent.bytes).sum()
     }
 
     /// Whether a fault that affects `node` was in force between `from` and `to` or ended less than
@@ -272,11 +293,11 @@ impl Journal {
         }
     }
 
-    /// Records the start of a fault and returns its index in [`Facts::faults`].
-    pub fn record_fault(&self, kind: &str, what: String, nodes: Vec<NodeId>) -> usize {
+    /// Records that a fault starts now, and returns its index in [`Facts::faults`].
+    pub fn record_fault(&self, fault: Fault) -> usize {
         let began = self.now();
         let mut facts = self.facts();
-        facts.faults.push(Fault { kind: kind.to_owned(), what, nodes, began, ended: None });
+        facts.faults.push(Fault { began, ended: None, ..fault });
         facts.faults.len() - 1
     }
 
@@ -328,6 +349,7 @@ mod tests {
             nodes: vec![0],
             began: 10,
             ended: Some(20),
+            ..Fault::default()
         };
         assert!(fault.overlaps(0, 10, 0) && fault.overlaps(20, 30, 0) && fault.overlaps(24, 30, 5));
         assert!(!fault.overlaps(0, 9, 0) && !fault.overlaps(26, 30, 5));

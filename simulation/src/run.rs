@@ -136,6 +136,7 @@ async fn run_plan(
         let _ = task.await;
     }
     let state = Arc::into_inner(state).context("a step is still running")?;
+    fleet.record_peer_bytes();
     drop(state.events);
     let results = checks.await.context("a checker panicked")?;
     let trouble = state.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -336,8 +337,11 @@ fn record_receipts(fleet: &Fleet, purge: &mut Purge, response: &PurgeResponse, n
 
 async fn begin_fault(state: &RunState, number: usize) {
     let fault = &state.faults[number];
-    let nodes = state.fleet.names.affected_nodes(fault);
-    let row = state.fleet.journal.record_fault(fault.kind(), fault.describe(), nodes);
+    let names = &state.fleet.names;
+    let (nodes, origins) = (names.affected_nodes(fault), names.failing_origins(fault));
+    let (kind, what) = (fault.kind().to_owned(), fault.describe());
+    let fault_now = Fault { kind, what, nodes, origins, ..Fault::default() };
+    let row = state.fleet.journal.record_fault(fault_now);
     state.fault_records.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(row);
     state.fleet.set_in_force(&state.faults, number, true);
     match faults::begin(&state.fleet, fault).await {
@@ -411,6 +415,7 @@ async fn watch_for_pauses(state: Arc<RunState>) {
                 nodes: (0..state.fleet.nodes.len()).collect(),
                 began: before,
                 ended: Some(now),
+                ..Fault::default()
             });
         }
         before = now;
@@ -477,13 +482,13 @@ async fn run_checkers(
         samples: Vec::new(),
     };
     let (nodes, origins) = (fleet.node_names(), fleet.origin_of_country());
-    let groups = fleet.groups(scenario.fleet.canary_percent);
+    let (sources, groups) = (fleet.sources(), fleet.groups(scenario.fleet.canary_percent));
     let with_context = |act: &mut dyn FnMut(CheckContext)| {
         let facts = fleet.journal.facts();
         let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
         let (facts, origin_of_country) = (&*facts, &*origins);
-        let (nodes, groups) = (&*nodes, &*groups);
-        act(CheckContext { catalog, facts, nodes, countries, origin_of_country, groups });
+        let (nodes, sources, groups) = (&*nodes, &*sources, &*groups);
+        act(CheckContext { catalog, facts, nodes, sources, countries, origin_of_country, groups });
     };
     while let Some(event) = inbox.recv().await {
         with_context(&mut |context| {

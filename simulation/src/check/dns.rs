@@ -143,7 +143,7 @@ mod tests {
 
     fn fault(kind: &str, node: NodeId, began_s: u64) -> Fault {
         let (what, nodes, began) = (String::new(), vec![node], began_s * SECOND);
-        Fault { kind: kind.to_owned(), what, nodes, began, ended: None }
+        Fault { kind: kind.to_owned(), what, nodes, began, ..Fault::default() }
     }
 
     #[track_caller]

@@ -109,8 +109,9 @@ fn is_during_pause(context: CheckContext, observation: &Observation) -> bool {
 fn object_changed_meanwhile(context: CheckContext, observation: &Observation) -> bool {
     let broke_off =
         observation.outcome.as_ref().is_err_and(|error| error.starts_with(BODY_BROKE_OFF));
-    let same_object =
-        |fetch: &&Fetch| fetch.node == Some(observation.node) && fetch.object == observation.object;
+    let same_object = |fetch: &&Fetch| {
+        context.is_for(fetch, observation.node) && fetch.object == observation.object
+    };
     let requests = || context.facts.fetches.iter().filter(same_object);
     let mut now =
         requests().filter(|fetch| (observation.sent..=observation.done).contains(&fetch.began));
@@ -213,7 +214,8 @@ mod tests {
 
     fn cut(node: usize) -> Fault {
         let (kind, what, nodes) = ("cut".to_owned(), String::new(), vec![node]);
-        Fault { kind, what, nodes, began: 5 * SECOND, ended: Some(8 * SECOND + 500_000) }
+        let (began, ended) = (5 * SECOND, Some(8 * SECOND + 500_000));
+        Fault { kind, what, nodes, began, ended, ..Fault::default() }
     }
 
     #[test]

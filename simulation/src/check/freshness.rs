@@ -37,10 +37,10 @@ impl Checker for NeverTooOld {
     }
 }
 
-/// The maximum age of a response. `stale-if-error` applies if a fault affected the node recently.
+/// The maximum age of a response. `stale-if-error` applies if a fault affected the node or its sources recently.
 fn allowed(context: CheckContext, observation: &Observation, fetch: &Fetch) -> Micros {
     let object = context.object(observation);
-    let disturbed = context.facts.disturbed(observation.node, fetch.began, observation.done, GRACE);
+    let disturbed = context.disturbed(observation.node, fetch.began, observation.done, GRACE);
     let stale_if_error = if disturbed { object.stale_if_error } else { 0 };
     let seconds = object.max_age + object.stale_while_revalidate.max(stale_if_error);
     seconds * SECOND + SLACK
@@ -70,7 +70,7 @@ mod tests {
                 what,
                 nodes: vec![0],
                 began: SECOND,
-                ended: None,
+                ..Fault::default()
             });
         }
         let lifetime = object.max_age + object.stale_while_revalidate;

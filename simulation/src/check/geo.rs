@@ -24,7 +24,7 @@ impl Checker for RightOrigin {
         // During a fault, another origin may be used.
         let recently = observation.sent.saturating_sub(10 * SECOND);
         let disturbed =
-            context.facts.disturbed(observation.node, recently, observation.done, 10 * SECOND);
+            context.disturbed(observation.node, recently, observation.done, 10 * SECOND);
         if context.object(observation).class != Class::World || disturbed {
             return;
         }

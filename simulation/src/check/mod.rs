@@ -4,6 +4,7 @@
 //! journal, and reports the responses that break its promise. A scenario describes load, faults and
 //! expected client errors; it cannot switch off a checker.
 
+mod balance;
 mod bytes;
 mod dns;
 mod errors;
@@ -14,10 +15,12 @@ mod groups;
 mod private;
 mod purged;
 mod receipts;
+mod region;
 mod resources;
 mod status;
 
 pub use errors::Excuse;
+pub use region::region_fills;
 pub use resources::{Limits, Sample};
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
@@ -101,9 +104,14 @@ pub struct CacheStatus {
 }
 
 impl CacheStatus {
-    /// Parses the last member of the field, which the cache nearest to the client wrote.
-    pub fn read(field: &str) -> Option<CacheStatus> {
-        let member = split_outside_quotes(field, ',').last()?;
+    /// Parses the field: the member of the cache nearest to the origin comes first, that of the node that the client
+    /// asked last.
+    pub fn read_all(field: &str) -> Vec<CacheStatus> {
+        split_outside_quotes(field, ',').filter_map(CacheStatus::read).collect()
+    }
+
+    /// Parses a member of the field.
+    fn read(member: &str) -> Option<CacheStatus> {
         let mut parameters = split_outside_quotes(member, ';').map(str::trim);
         parameters.next().filter(|name| !name.is_empty())?;
         let mut status = CacheStatus::default();
@@ -139,15 +147,44 @@ fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &st
     })
 }
 
+/// The store that a response came from, as its `Cache-Status` states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServedFrom {
+    /// That of the node that the client asked.
+    OwnStore,
+    /// That of another node.
+    OtherNode,
+    /// None: a request to an origin got the response, this one or one that it followed.
+    Origin,
+}
+
 impl Observation {
-    /// The response's `Cache-Status`.
-    pub fn cache_status(&self) -> Option<CacheStatus> {
-        CacheStatus::read(self.outcome.as_ref().ok()?.cache_status.as_deref()?)
+    /// What each cache on the way says of the response; see [`CacheStatus::read_all`].
+    pub fn cache_statuses(&self) -> Vec<CacheStatus> {
+        let field = self.outcome.as_ref().ok().and_then(|answer| answer.cache_status.as_deref());
+        field.map(CacheStatus::read_all).unwrap_or_default()
     }
 
-    /// Whether `Cache-Status` states that a stored response was used.
+    /// The `Cache-Status` of the node that the client asked.
+    pub fn cache_status(&self) -> Option<CacheStatus> {
+        self.cache_statuses().pop()
+    }
+
+    /// Whether the node that the client asked states that it used a stored response.
     pub fn is_hit(&self) -> bool {
         self.cache_status().is_some_and(|status| status.hit)
+    }
+
+    /// Where the response came from. `None`: there is no response.
+    pub fn served_from(&self) -> Option<ServedFrom> {
+        let answer = self.outcome.as_ref().ok()?;
+        let statuses = self.cache_statuses();
+        Some(match statuses.split_last() {
+            _ if answer.status >= 500 => return None,
+            Some((own, _)) if own.hit => ServedFrom::OwnStore,
+            Some((_, others)) if others.iter().any(|other| other.hit) => ServedFrom::OtherNode,
+            _ => ServedFrom::Origin,
+        })
     }
 }
 
@@ -160,6 +197,9 @@ pub struct CheckContext<'a> {
     pub facts: &'a Facts,
     /// The nodes' names.
     pub nodes: &'a [String],
+    /// For each node, the nodes whose stored responses and requests it may use: those of its region if they ask each
+    /// other, otherwise itself alone.
+    pub sources: &'a [Vec<NodeId>],
     /// The countries of clients.
     pub countries: &'a [Country],
     /// For each country, the origin that the configuration maps it to; empty for a user's
@@ -173,6 +213,17 @@ pub struct CheckContext<'a> {
 impl CheckContext<'_> {
     fn object(&self, observation: &Observation) -> &Object {
         self.catalog.get(observation.object)
+    }
+
+    /// Whether a fault, an exit or a restart disturbed a node or one of its sources; see [`Facts::disturbed`].
+    fn disturbed(&self, node: NodeId, from: Micros, to: Micros, grace: Micros) -> bool {
+        let mut sources = self.sources[node].iter();
+        sources.any(|source| self.facts.disturbed(*source, from, to, grace))
+    }
+
+    /// Whether an upstream request is of a node or of one of its sources.
+    fn is_for(&self, fetch: &Fetch, node: NodeId) -> bool {
+        fetch.node.is_some_and(|sender| self.sources[node].contains(&sender))
     }
 
     /// Whether the object's site splits its visitors into groups.
@@ -285,6 +336,8 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits, dns_ttl_s: u64) -> Vec<Box<dyn 
         Box::<freshness::NeverTooOld>::default(),
         Box::<private::PrivateStaysPrivate>::default(),
         Box::<fills::OneFill>::default(),
+        Box::<region::OneFillInRegion>::default(),
+        Box::<balance::NoHotNode>::default(),
         Box::new(errors::NoClientErrors::new(excuses)),
         Box::<status::TruthfulStatus>::default(),
         Box::<receipts::EveryReceipt>::default(),
@@ -306,7 +359,8 @@ pub(crate) mod tests {
     pub(crate) struct Fixture {
         pub catalog: Catalog,
         pub facts: Facts,
-        nodes: Vec<String>,
+        pub nodes: Vec<String>,
+        pub sources: Vec<Vec<NodeId>>,
         origins: Vec<String>,
         pub groups: Vec<(String, u32)>,
     }
@@ -316,15 +370,21 @@ pub(crate) mod tests {
             let catalog = Catalog::new(1, 300, &Mix::default());
             let nodes = vec!["frankfurt-1".to_owned(), "tokyo-1".to_owned()];
             let origins = vec!["origin-frankfurt".to_owned(); COUNTRIES.len()];
-            Fixture { catalog, facts: Facts::default(), nodes, origins, groups: Vec::new() }
+            let (facts, sources) = (Facts::default(), vec![vec![0], vec![1]]);
+            Fixture { catalog, facts, nodes, sources, origins, groups: Vec::new() }
+        }
+
+        /// With both nodes in one region, where they ask each other.
+        pub(crate) fn with_peers() -> Self {
+            Fixture { sources: vec![vec![0, 1]; 2], ..Fixture::new() }
         }
 
         pub(crate) fn context(&self) -> CheckContext<'_> {
             let (catalog, facts) = (&self.catalog, &self.facts);
             let (nodes, origin_of_country) = (&self.nodes, &self.origins);
-            let groups = &self.groups;
+            let (sources, groups) = (&self.sources, &self.groups);
             let countries = &COUNTRIES;
-            CheckContext { catalog, facts, nodes, countries, origin_of_country, groups }
+            CheckContext { catalog, facts, nodes, sources, countries, origin_of_country, groups }
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {
@@ -414,8 +474,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn cache_status_is_read_from_the_last_member() {
-        let read = |text: &str| CacheStatus::read(text).expect("a member");
+    fn cache_status_has_a_member_of_each_cache() {
+        let read = |text: &str| CacheStatus::read_all(text).pop().expect("a member");
         let hit = read("skerry; hit; ttl=30");
         assert!(hit.hit && hit.claims_fresh() && hit.ttl == Some(30));
         assert!(!read("skerry; hit; ttl=-3").claims_fresh());
@@ -424,7 +484,27 @@ pub(crate) mod tests {
         assert_eq!((miss.fwd.as_deref(), miss.fwd_status), (Some("miss"), Some(200)));
         let quoted = read("skerry; fwd=stale; key=\"https://a/?b=1;c,d\"; detail=\"x, y\"");
         assert_eq!(quoted.detail.as_deref(), Some("x, y"));
-        assert_eq!(CacheStatus::read(""), None);
+        assert_eq!(CacheStatus::read_all("").len(), 0);
+        assert!(CacheStatus::read_all("owner; hit; ttl=9, skerry; fwd=miss")[0].hit);
+    }
+
+    #[test]
+    fn a_response_comes_from_the_first_store_that_had_it() {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, SECOND);
+        let check = |status: &str, expected| {
+            let observation = fixture.observation(fetch, 2 * SECOND, status);
+            assert_eq!(observation.served_from(), Some(expected), "{status}");
+        };
+        check("skerry; hit; ttl=9", ServedFrom::OwnStore);
+        check("skerry; fwd=uri-miss; stored, skerry; hit; ttl=9", ServedFrom::OwnStore);
+        check("skerry; hit; ttl=9, skerry; fwd=uri-miss", ServedFrom::OtherNode);
+        check("skerry; fwd=uri-miss; stored, skerry; fwd=uri-miss", ServedFrom::Origin);
+        check("skerry; fwd=uri-miss", ServedFrom::Origin);
+        let mut failed = fixture.observation(fetch, 2 * SECOND, "skerry; fwd=uri-miss");
+        response(&mut failed).status = 502;
+        assert_eq!(failed.served_from(), None);
     }
 
     #[test]
@@ -439,7 +519,8 @@ pub(crate) mod tests {
         for (node, expected) in [(1, 28 * SECOND), (0, 18 * SECOND)] {
             let (kind, what, nodes) = ("cut".to_owned(), String::new(), vec![node]);
             let (began, ended) = (20 * SECOND, Some(29 * SECOND));
-            fixture.facts.faults.push(Fault { kind, what, nodes, began, ended });
+            let fault = Fault { kind, what, nodes, began, ended, ..Fault::default() };
+            fixture.facts.faults.push(fault);
             assert_eq!(earliest_send(&fixture), expected);
         }
     }

@@ -112,7 +112,8 @@ mod tests {
     fn a_receipt_may_stay_pending_if_redis_loses_its_data() {
         let mut fixture = Fixture::new();
         let (kind, what, nodes) = ("redis-empty".to_owned(), String::new(), vec![0, 1]);
-        fixture.facts.faults.push(Fault { kind, what, nodes, began: 50, ended: Some(90) });
+        let (began, ended) = (50, Some(90));
+        fixture.facts.faults.push(Fault { kind, what, nodes, began, ended, ..Fault::default() });
         let purge = |issued, pending: Vec<NodeId>| Purge {
             number: 0,
             id: None,

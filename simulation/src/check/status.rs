@@ -9,9 +9,9 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub struct TruthfulStatus {
     findings: Findings,
-    /// The client requests for each object at each node. Any of them may have caused an upstream
-    /// request.
-    requests: HashMap<(NodeId, ObjectId), Vec<Span>>,
+    /// The client requests for each object at the nodes that use each other's responses. Any of them may have
+    /// caused an upstream request.
+    requests: HashMap<(Vec<NodeId>, ObjectId), Vec<Span>>,
     /// Hits whose upstream request started after the client's request. They are correct only if another
     /// client's request caused it.
     late_hits: Vec<(Observation, Micros, String)>,
@@ -30,7 +30,8 @@ impl Checker for TruthfulStatus {
     }
 
     fn observe(&mut self, context: CheckContext, observation: &Observation) {
-        let requests = self.requests.entry((observation.node, observation.object)).or_default();
+        let sources = context.sources[observation.node].clone();
+        let requests = self.requests.entry((sources, observation.object)).or_default();
         requests.push((observation.number, observation.sent, observation.done));
         let Ok(response) = &observation.outcome else { return };
         self.findings.count_check();
@@ -53,8 +54,8 @@ impl Checker for TruthfulStatus {
 
     fn end(&mut self, context: CheckContext) {
         for (observation, began, what) in std::mem::take(&mut self.late_hits) {
-            let others =
-                self.requests.get(&(observation.node, observation.object)).into_iter().flatten();
+            let sources = context.sources[observation.node].clone();
+            let others = self.requests.get(&(sources, observation.object)).into_iter().flatten();
             let may_have_caused = |(number, sent, done): &&Span| {
                 // A background revalidation continues after the response to its client.
                 *number != observation.number && *sent <= began && *done + SECOND >= began
@@ -75,26 +76,28 @@ fn check(
     observation: &Observation,
     response: &ObservedResponse,
 ) -> Result<(), String> {
-    let status = observation.cache_status().ok_or("the response has no Cache-Status")?;
-    if status.hit && status.fwd.is_some() {
+    let statuses = observation.cache_statuses();
+    let status = statuses.last().ok_or("the response has no Cache-Status")?;
+    if statuses.iter().any(|status| status.hit && status.fwd.is_some()) {
         return Err("Cache-Status has both hit and fwd".to_owned());
     }
     let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
     let Some(fetch) = fetch else { return Ok(()) };
-    check_origin(context, observation, &status, fetch)?;
-    check_age(context, observation, response, &status, fetch)?;
-    check_ttl(context, observation, &status, fetch)
+    check_origin(context, observation, &statuses, fetch)?;
+    check_age(context, observation, response, status, fetch)?;
+    check_ttl(context, observation, status, fetch)
 }
 
-/// Checks that the upstream response of a hit came before it, and that a forwarded request that is not
-/// collapsed has its own upstream request.
+/// Checks that the upstream response of a hit came before it, and that a request that every cache has forwarded,
+/// and none has collapsed, has its own upstream request.
 fn check_origin(
     context: CheckContext,
     observation: &Observation,
-    status: &CacheStatus,
+    statuses: &[CacheStatus],
     fetch: &Fetch,
 ) -> Result<(), String> {
-    if status.hit && fetch.answered.is_some_and(|answered| answered > observation.first_byte) {
+    let is_hit = statuses.iter().any(|status| status.hit);
+    if is_hit && fetch.answered.is_some_and(|answered| answered > observation.first_byte) {
         let serial = fetch.serial;
         return Err(format!(
             "Cache-Status has hit, but the response to upstream request {serial} came later"
@@ -102,12 +105,9 @@ fn check_origin(
     }
     // During a fault, a forwarded request may not have arrived at the origin.
     let disturbed =
-        context.facts.disturbed(observation.node, observation.sent, observation.done, 10 * SECOND);
-    if status.fwd.is_some()
-        && !status.collapsed
-        && !disturbed
-        && !has_upstream_request(context, observation)
-    {
+        context.disturbed(observation.node, observation.sent, observation.done, 10 * SECOND);
+    let is_forwarded = statuses.iter().all(|status| status.fwd.is_some() && !status.collapsed);
+    if is_forwarded && !disturbed && !has_upstream_request(context, observation) {
         return Err(
             "Cache-Status has fwd, but the node sent no upstream request for the object".to_owned()
         );
@@ -116,8 +116,9 @@ fn check_origin(
 }
 
 fn has_upstream_request(context: CheckContext, observation: &Observation) -> bool {
-    let same =
-        |fetch: &&Fetch| fetch.object == observation.object && fetch.node == Some(observation.node);
+    let same = |fetch: &&Fetch| {
+        fetch.object == observation.object && context.is_for(fetch, observation.node)
+    };
     let meanwhile = |fetch: &Fetch| {
         let ended = fetch.ended.unwrap_or(Micros::MAX);
         fetch.began <= observation.done && ended.saturating_add(SECOND) >= observation.sent
@@ -162,12 +163,9 @@ fn check_ttl(
     };
     let object = context.object(observation);
     // A node that may have missed purges marks all its stored responses stale.
-    let may_be_marked_stale = context
-        .facts
-        .purges
-        .iter()
-        .any(|purge| purge.soft && purge.scope.covers(object))
-        || context.facts.disturbed(observation.node, fetch.began, observation.done, 60 * SECOND);
+    let may_be_marked_stale =
+        context.facts.purges.iter().any(|purge| purge.soft && purge.scope.covers(object))
+            || context.disturbed(observation.node, fetch.began, observation.done, 60 * SECOND);
     let age = (observation.first_byte.saturating_sub(answered) / SECOND) as i64;
     let expected = object.max_age as i64 - age;
     if object.class.is_shared() && !may_be_marked_stale && (ttl - expected).abs() > TTL_SLACK_S {
@@ -242,6 +240,25 @@ mod tests {
     #[test]
     fn a_miss_without_an_upstream_request_is_reported() {
         check(30 * SECOND, "skerry; fwd=uri-miss", Some(20), Some("sent no upstream request"));
+    }
+
+    #[test]
+    fn a_response_of_another_node_needs_an_upstream_request_of_the_region() {
+        let check = |status: &str, node: NodeId, has_peers: bool, expected: Option<&str>| {
+            let mut fixture = if has_peers { Fixture::with_peers() } else { Fixture::new() };
+            let object = fixture.object(Class::Static);
+            let fetch = fixture.fetch(&object, 0, 10 * SECOND);
+            let mut observation = fixture.observation(fetch, 10 * SECOND - 500, status);
+            (observation.node, observation.first_byte) = (node, 10 * SECOND);
+            response(&mut observation).age = None;
+            let found = verdict(&mut TruthfulStatus::default(), &fixture, &observation);
+            assert_eq!(found.is_some(), expected.is_some(), "{found:?}");
+            assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()));
+        };
+        let filled = "skerry; fwd=uri-miss; stored, skerry; fwd=uri-miss";
+        check(filled, 1, true, None);
+        check(filled, 1, false, Some("sent no upstream request"));
+        check("skerry; hit; ttl=9, skerry; fwd=uri-miss", 1, true, Some("came later"));
     }
 
     #[test]

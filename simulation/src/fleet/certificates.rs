@@ -3,7 +3,10 @@
 use crate::fleet::node::NodeSpec;
 use crate::plan::object::HOSTS;
 use anyhow::Context as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
 use rustls::pki_types::CertificateDer;
 use std::path::Path;
 
@@ -24,7 +27,7 @@ impl Authority {
         self.0.as_ref().der().clone()
     }
 
-    /// Writes the authority's certificate as PEM, for `curl --cacert`.
+    /// Writes the authority's certificate as PEM.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         std::fs::write(path, self.0.as_ref().pem()).context("certificate authority")
     }
@@ -38,6 +41,18 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.0)?;
         replace(&spec.key(), &key.serialize_pem())?;
         replace(&spec.certificate(), &certificate.pem())
+    }
+
+    /// Writes the certificate and key by which other nodes know a node: it carries the node's name.
+    pub fn issue_to_peer(&self, spec: &NodeSpec) -> anyhow::Result<()> {
+        let mut params = CertificateParams::new(vec![spec.name.clone()])?;
+        params.distinguished_name.push(DnType::CommonName, spec.name.as_str());
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.0)?;
+        replace(&spec.peer_key(), &key.serialize_pem())?;
+        replace(&spec.peer_certificate(), &certificate.pem())
     }
 }
 

@@ -2,14 +2,18 @@
 //!
 //! It is generated, or made from the user's own `edge.toml`, in which `${name}` and others are replaced
 //! by values of the run (see [`EdgeConfig::replacements`]).
+//!
+//! Nodes ask each other only if they have the same sites and pools. Each node has links of its own to the origins,
+//! so that the pools name lists of origins ([`ORIGIN_LISTS`]), and each node has its own lists.
 
 use crate::fleet::node::{NodeSpec, site_of};
 use crate::plan::object::HOSTS;
 use crate::plan::place::{COUNTRIES, REGIONS, nearest, round_trip};
+use crate::plan::scenario::FleetPlan;
 use anyhow::Context as _;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An origin and the port at which one node reaches it.
 #[derive(Clone, Debug)]
@@ -30,16 +34,22 @@ pub struct EdgeConfig<'a> {
     pub upstreams: Vec<Upstream>,
     /// The port of the node's link to Redis; `None` without Redis.
     pub redis_port: Option<u16>,
-    /// Number of worker threads.
-    pub workers: usize,
-    /// See [`crate::plan::scenario::FleetPlan::canary_percent`].
-    pub canary_percent: u32,
-    /// See [`crate::plan::scenario::FleetPlan::failover`].
-    pub failover: bool,
-    /// See [`crate::plan::scenario::FleetPlan::dns_ttl_s`].
-    pub dns_ttl_s: u64,
+    /// The other nodes as peers; `None`: nodes do not ask each other.
+    pub peers: Option<Peers>,
+    /// The fleet of the scenario.
+    pub plan: &'a FleetPlan,
     /// The address of the node in DNS answers.
     pub address: Ipv4Addr,
+}
+
+/// How a node and the others reach each other.
+pub struct Peers {
+    /// The port at which the others reach the node: that of the links to it.
+    pub announced: u16,
+    /// The certificate of the authority that signs the nodes' certificates.
+    pub authority: PathBuf,
+    /// Name and port of each node, for a fleet without Redis, by which nodes find each other otherwise.
+    pub nodes: Vec<(String, u16)>,
 }
 
 impl EdgeConfig<'_> {
@@ -55,6 +65,11 @@ impl EdgeConfig<'_> {
                     })?)
                 }
             };
+        for origin in &self.upstreams {
+            let path = self.spec.origin_list(&origin.name);
+            let list = format!("origins = [\"http://127.0.0.1:{}\"]\n", origin.port);
+            std::fs::write(&path, list).with_context(|| path.display().to_string())?;
+        }
         let path = self.spec.config();
         std::fs::write(&path, text).with_context(|| path.display().to_string())
     }
@@ -70,12 +85,19 @@ impl EdgeConfig<'_> {
             ("https".to_owned(), spec.ports.https.to_string()),
             ("admin".to_owned(), spec.ports.admin.to_string()),
             ("dns".to_owned(), spec.ports.dns.to_string()),
+            ("peer".to_owned(), spec.ports.peer.to_string()),
+            ("peer-certificate".to_owned(), path(spec.peer_certificate())),
+            ("peer-key".to_owned(), path(spec.peer_key())),
             ("address".to_owned(), self.address.to_string()),
             ("data".to_owned(), path(spec.data())),
             ("certificate".to_owned(), path(spec.certificate())),
             ("key".to_owned(), path(spec.key())),
             ("redis".to_owned(), self.redis_port.unwrap_or(0).to_string()),
         ];
+        if let Some(peers) = &self.peers {
+            pairs.push(("peer-announced".to_owned(), peers.announced.to_string()));
+            pairs.push(("peer-authority".to_owned(), path(peers.authority.clone())));
+        }
         let origins = self.upstreams.iter();
         pairs.extend(origins.map(|origin| (origin.name.clone(), origin.port.to_string())));
         pairs
@@ -89,14 +111,16 @@ impl EdgeConfig<'_> {
     }
 
     fn generate(&self) -> String {
-        let workers = self.workers;
+        let workers = self.plan.workers;
         let mut text = self.substitute(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
         text += &self.name_server();
         if let Some(port) = self.redis_port {
             let _ = writeln!(text, "[bus]\nredis = \"redis://127.0.0.1:{port}\"\n");
         }
+        text += &self.peer_link();
         for origin in &self.upstreams {
-            let _ = writeln!(text, "[pools.{}]\norigins = {}\n", origin.name, self.members(origin));
+            let _ = writeln!(text, "[pools.{}]\norigins = {}", origin.name, self.members(origin));
+            text += if self.plan.failover { FAILOVER } else { "\n" };
         }
         // Two sites on two different origins, if the fleet has two.
         let pools = [self.upstreams.first(), self.upstreams.last()];
@@ -113,12 +137,22 @@ impl EdgeConfig<'_> {
         text + &self.world_site()
     }
 
+    /// The node as a peer of the others.
+    fn peer_link(&self) -> String {
+        let Some(peers) = &self.peers else { return String::new() };
+        let mut text = self.substitute(PEERS);
+        for (name, port) in &peers.nodes {
+            let _ = writeln!(text, "[peers.nodes.{name}]\naddress = \"127.0.0.1:{port}\"");
+        }
+        text + "\n"
+    }
+
     /// The node as a name server, and as a node of answers. Continues the table `[node]`.
     fn name_server(&self) -> String {
-        if self.dns_ttl_s == 0 {
+        if self.plan.dns_ttl_s == 0 {
             return String::new();
         }
-        let (region, ttl) = (&REGIONS[self.spec.region], self.dns_ttl_s);
+        let (region, ttl) = (&REGIONS[self.spec.region], self.plan.dns_ttl_s);
         let mut text = format!(
             "addresses = \"{}\"\nlatitude = {}\nlongitude = {}\ndrain_notice = \"{}s\"\n\n",
             self.address,
@@ -141,24 +175,25 @@ impl EdgeConfig<'_> {
 
     /// The members of an origin's pool: the origin, and if the fleet fails over, the others behind it.
     fn members(&self, origin: &Upstream) -> String {
-        let port = origin.port;
-        if !self.failover {
-            return format!("[\"http://127.0.0.1:{port}\"]");
+        let listed = |other: &Upstream| format!("file = \"{ORIGIN_LISTS}/{}.toml\"", other.name);
+        if !self.plan.failover {
+            return format!("[{{ {} }}]", listed(origin));
         }
         let mut by_distance: Vec<&Upstream> = self.upstreams.iter().collect();
         by_distance.sort_by_key(|other| {
             (other.name != origin.name, round_trip(origin.region, other.region))
         });
-        let members = by_distance.iter().enumerate().map(|(priority, other)| {
-            format!("{{ url = \"http://127.0.0.1:{}\", priority = {priority} }}", other.port)
-        });
+        let members = by_distance
+            .iter()
+            .enumerate()
+            .map(|(priority, other)| format!("{{ {}, priority = {priority} }}", listed(other)));
         format!("[{}]", members.collect::<Vec<_>>().join(", "))
     }
 
     /// The groups of the visitors of shop.test and their weights, if the site splits its visitors.
     fn groups(&self) -> Option<[(&str, u32); 2]> {
         let (first, last) = (self.upstreams.first()?, self.upstreams.last()?);
-        let percent = self.canary_percent;
+        let percent = self.plan.canary_percent;
         (percent > 0).then_some([(&first.name, 100 - percent), (&last.name, percent)])
     }
 
@@ -182,6 +217,25 @@ impl EdgeConfig<'_> {
 
 /// How long a node that drains serves after the answers that name it have expired; less is refused.
 const SERVED_AFTER_TTL_S: u64 = 10;
+
+/// The folder of the lists of origins: the node's own one, in which its process runs. By this path it is the same in
+/// the configurations of all nodes.
+const ORIGIN_LISTS: &str = "/proc/self/cwd";
+
+/// An origin that is late or stops in the middle of a response costs a client this long, and not the 30 s of the
+/// defaults.
+const FAILOVER: &str = r#"retry.per_try_timeout = "1s"
+deadlines.between_bytes = "3s"
+
+"#;
+
+const PEERS: &str = r#"[peers]
+addresses = "127.0.0.1:${peer}"
+announced = "127.0.0.1:${peer-announced}"
+certificate = "${peer-certificate}"
+key = "${peer-key}"
+ca = "${peer-authority}"
+"#;
 
 const NODE: &str = r#"name = "${name}"
 region = "${region}"
@@ -234,27 +288,25 @@ mod tests {
         config_with(edge_toml, |_| {})
     }
 
-    fn config_with(edge_toml: Option<&str>, change: impl FnOnce(&mut EdgeConfig<'_>)) -> String {
+    fn config_with(edge_toml: Option<&str>, change: impl FnOnce(&mut FleetPlan)) -> String {
         let folder = tempfile::tempdir().expect("folder");
-        let ports = Ports { http: 1, https: 2, admin: 3, dns: 4 };
+        let ports = Ports { http: 1, https: 2, admin: 3, dns: 4, peer: 5 };
         let (name, path) = ("tokyo-1".to_owned(), folder.path().to_owned());
         let spec = NodeSpec { name, region: 2, ports, folder: path, has_small_disk: false };
         let origin = |name: &str, region, port| Upstream { name: name.into(), region, port };
         let upstreams = vec![origin("origin-frankfurt", 0, 40), origin("origin-tokyo", 2, 41)];
-        let mut config = EdgeConfig {
-            spec: &spec,
-            upstreams,
-            redis_port: Some(50),
-            workers: 2,
-            canary_percent: 0,
-            failover: false,
-            dns_ttl_s: 0,
-            address: Ipv4Addr::LOCALHOST,
-        };
-        change(&mut config);
+        let mut plan = FleetPlan::default();
+        change(&mut plan);
+        let nodes = vec![("tokyo-1".to_owned(), 60), ("tokyo-2".to_owned(), 61)];
+        let peers = Peers { announced: 60, authority: "/peers.pem".into(), nodes };
+        let (redis_port, address) = (Some(50), Ipv4Addr::LOCALHOST);
+        let peers = plan.peers.then_some(peers);
+        let config = EdgeConfig { spec: &spec, upstreams, redis_port, peers, plan: &plan, address };
         let own = folder.path().join("own.toml");
         std::fs::write(&own, edge_toml.unwrap_or_default()).expect("write");
         config.write(edge_toml.map(|_| &*own)).expect("written");
+        let list = std::fs::read_to_string(spec.origin_list("origin-tokyo")).expect("a list");
+        assert_eq!(list, "origins = [\"http://127.0.0.1:41\"]\n");
         std::fs::read_to_string(spec.config()).expect("read")
     }
 
@@ -272,23 +324,33 @@ mod tests {
 
     #[test]
     fn a_canary_and_failover_are_configured_on_demand() {
-        let text = config_with(None, |config| {
-            (config.canary_percent, config.failover) = (20, true);
-        });
+        let text = config_with(None, |plan| (plan.canary_percent, plan.failover) = (20, true));
         let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
         let groups = &table["sites"]["shop"]["split"]["pools"];
         assert_eq!(groups["origin-frankfurt"].as_integer(), Some(80));
         assert_eq!(groups["origin-tokyo"].as_integer(), Some(20));
         let members = table["pools"]["origin-tokyo"]["origins"].as_array().expect("members");
         let member =
-            |at: usize| (members[at]["url"].as_str(), members[at]["priority"].as_integer());
-        assert_eq!(member(0), (Some("http://127.0.0.1:41"), Some(0)));
-        assert_eq!(member(1), (Some("http://127.0.0.1:40"), Some(1)));
+            |at: usize| (members[at]["file"].as_str(), members[at]["priority"].as_integer());
+        assert_eq!(member(0), (Some("/proc/self/cwd/origin-tokyo.toml"), Some(0)));
+        assert_eq!(member(1), (Some("/proc/self/cwd/origin-frankfurt.toml"), Some(1)));
+        assert_eq!(table["pools"]["origin-tokyo"]["retry"]["per_try_timeout"].as_str(), Some("1s"));
+    }
+
+    #[test]
+    fn nodes_are_peers_unless_the_scenario_has_none() {
+        let table: toml::Table = config(None).parse().expect("TOML");
+        assert_eq!(table["peers"]["announced"].as_str(), Some("127.0.0.1:60"));
+        assert_eq!(table["peers"]["ca"].as_str(), Some("/peers.pem"));
+        let other = &table["peers"]["nodes"]["tokyo-2"];
+        assert_eq!(other["address"].as_str(), Some("127.0.0.1:61"));
+        let alone = config_with(None, |plan| plan.peers = false);
+        assert!(!alone.contains("[peers]"), "{alone}");
     }
 
     #[test]
     fn clients_that_use_dns_get_name_servers() {
-        let text = config_with(None, |config| config.dns_ttl_s = 3);
+        let text = config_with(None, |plan| plan.dns_ttl_s = 3);
         let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(table["node"]["drain_notice"].as_str(), Some("13s"));
         assert_eq!(table["dns"]["server"]["addresses"].as_str(), Some("127.0.0.1:4"));

@@ -6,6 +6,7 @@ pub mod disk;
 pub mod edge_config;
 pub mod node;
 pub mod origin;
+pub mod peers;
 pub mod process;
 pub mod redis;
 pub mod resolver;
@@ -13,19 +14,20 @@ pub mod wan;
 
 use crate::client::Client;
 use crate::fleet::certificates::Authority;
-use crate::fleet::edge_config::{EdgeConfig, Upstream};
+use crate::fleet::edge_config::{EdgeConfig, Peers, Upstream};
 use crate::fleet::node::{Admin, NodeSpec, Ports};
 use crate::fleet::origin::{Content, Origin};
+use crate::fleet::peers::{AskedNode, ProcessIds};
 use crate::fleet::process::{Process, free_port, work_folder};
 use crate::fleet::redis::Redis;
 use crate::fleet::resolver::{Resolver, address_of_node};
 use crate::fleet::wan::{Conditions, Link};
-use crate::journal::{Journal, NodeId};
+use crate::journal::{Journal, NodeId, PeerBytes};
 use crate::plan::fault::FaultSpec;
 use crate::plan::names::{Endpoint, Names, origin_name};
 use crate::plan::object::Catalog;
 use crate::plan::place::{COUNTRIES, REGIONS, address_of, nearest, region_by_name, round_trip};
-use crate::plan::scenario::{FleetPlan, Scenario};
+use crate::plan::scenario::Scenario;
 use anyhow::{Context as _, ensure};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -33,7 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 /// One node of the fleet.
 pub struct Node {
@@ -44,7 +46,7 @@ pub struct Node {
     /// Whether the balancer sends it requests: the result of its last readiness check.
     pub ready: AtomicBool,
     /// Its process id; 0 while it is stopped.
-    pub pid: AtomicI32,
+    pub pid: Arc<AtomicI32>,
 }
 
 /// All processes and links of a run.
@@ -59,11 +61,11 @@ pub struct Fleet {
     pub origins: Vec<Origin>,
     /// The region of each origin, as an index of [`crate::plan::place::REGIONS`].
     pub origin_regions: Vec<usize>,
-    /// The links from nodes to origins and Redis, and from resolvers to nodes.
+    /// The links from nodes to origins, Redis and other nodes, and from resolvers to nodes.
     pub links: Vec<Link>,
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// Signs the nodes' certificates.
+    /// Signs the nodes' certificates for clients.
     pub authority: Authority,
     /// Sends the requests of all clients.
     pub client: Client,
@@ -71,6 +73,8 @@ pub struct Fleet {
     pub resolvers: Vec<Resolver>,
     /// Whether nodes run the built-in configuration, not the user's.
     pub own_config: bool,
+    /// Whether the nodes of a region ask each other before an origin; unknown of a user's configuration.
+    pub has_peers: bool,
     redis: Option<AsyncMutex<Redis>>,
     dns_ttl: Duration,
     in_force: Mutex<BTreeSet<usize>>,
@@ -79,6 +83,9 @@ pub struct Fleet {
     binary: PathBuf,
     folder: tempfile::TempDir,
 }
+
+/// How long the nodes may take at the start until each knows all others: a few heartbeats.
+const ACQUAINTANCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// After this time, no name server names a node that drains.
 const ANSWERS_CHANGE_WITHIN: Duration = Duration::from_secs(3);
@@ -134,6 +141,7 @@ impl Fleet {
             client,
             resolvers: Vec::new(),
             own_config: edge_toml.is_none(),
+            has_peers: edge_toml.is_none() && scenario.fleet.peers && scenario.fleet.nodes > 1,
             redis: redis.map(AsyncMutex::new),
             dns_ttl: Duration::from_secs(scenario.fleet.dns_ttl_s),
             in_force: Mutex::default(),
@@ -157,6 +165,10 @@ impl Fleet {
         edge_toml: Option<&Path>,
     ) -> anyhow::Result<()> {
         let redis_region = region_by_name(&scenario.fleet.redis);
+        let peer_authority = Authority::new()?;
+        let authority_file = self.folder.path().join("peer-authority.pem");
+        peer_authority.write(&authority_file)?;
+        let peer_ports = self.open_peer_links(seed).await?;
         for number in 0..self.nodes.len() {
             let spec = self.nodes[number].spec.clone();
             let mut upstreams = Vec::new();
@@ -176,21 +188,34 @@ impl Fleet {
                 _ => None,
             };
             self.authority.issue(&spec)?;
-            let FleetPlan { workers, canary_percent, failover, dns_ttl_s, .. } = scenario.fleet;
-            let (spec, address) = (&spec, address_of_node(number));
-            let config = EdgeConfig {
-                spec,
-                upstreams,
-                redis_port,
-                workers,
-                canary_percent,
-                failover,
-                dns_ttl_s,
-                address,
-            };
+            peer_authority.issue_to_peer(&spec)?;
+            let named = self.node_names().into_iter().zip(peer_ports.iter().copied());
+            let peers = scenario.fleet.peers.then(|| Peers {
+                announced: peer_ports[number],
+                authority: authority_file.clone(),
+                nodes: if redis_port.is_none() { named.collect() } else { Vec::new() },
+            });
+            let (spec, plan, address) = (&spec, &scenario.fleet, address_of_node(number));
+            let config = EdgeConfig { spec, upstreams, redis_port, peers, plan, address };
             config.write(edge_toml)?;
         }
         Ok(())
+    }
+
+    /// Opens the links between all nodes. Returns the port at which the others reach each node.
+    async fn open_peer_links(&mut self, seed: u64) -> anyhow::Result<Vec<u16>> {
+        let processes: ProcessIds = self.nodes.iter().map(|node| node.pid.clone()).collect();
+        let regions: Vec<usize> = self.nodes.iter().map(|node| node.spec.region).collect();
+        let mut ports = Vec::new();
+        for (node, region) in regions.iter().enumerate() {
+            let asked = AskedNode { node, port: self.nodes[node].spec.ports.peer };
+            let seed = seed.wrapping_mul(41).wrapping_add(node as u64);
+            let distance = |asker: NodeId| round_trip(regions[asker], *region);
+            let (port, links) = peers::open_links(asked, processes.clone(), distance, seed).await?;
+            ports.push(port);
+            self.links.extend(links);
+        }
+        Ok(ports)
     }
 
     /// Opens the links between the resolver of each country and all nodes, if clients use DNS.
@@ -233,6 +258,29 @@ impl Fleet {
         }
         for number in 0..self.nodes.len() {
             self.await_ready(number).await?;
+        }
+        if self.has_peers { self.await_acquaintance().await } else { Ok(()) }
+    }
+
+    /// Waits until each node knows that all others are ready: before that, it owns keys that are another node's.
+    async fn await_acquaintance(&self) -> anyhow::Result<()> {
+        let (start, mut all) = (Instant::now(), self.node_names());
+        all.sort_unstable();
+        for node in &self.nodes {
+            let admin = Admin::new(node.spec.ports.admin);
+            loop {
+                let mut known = admin.ready_nodes().await?;
+                known.sort_unstable();
+                if known == all {
+                    break;
+                }
+                let name = &node.spec.name;
+                ensure!(
+                    start.elapsed() < ACQUAINTANCE_LIMIT,
+                    "{name} knows only {known:?} as ready nodes after {ACQUAINTANCE_LIMIT:?}"
+                );
+                sleep(BALANCER_PERIOD).await;
+            }
         }
         Ok(())
     }
@@ -348,6 +396,17 @@ impl Fleet {
         Ok(self.redis.as_ref().context("the fleet has no Redis")?.lock().await)
     }
 
+    /// Records the bytes that nodes have sent to each other so far.
+    pub fn record_peer_bytes(&self) {
+        let between = |link: &Link| match (link.from, link.to) {
+            (Endpoint::Node(asker), Endpoint::Node(asked)) => {
+                Some(PeerBytes { asker, asked, bytes: link.answered_bytes() })
+            }
+            _ => None,
+        };
+        self.journal.facts().peer_bytes = self.links.iter().filter_map(between).collect();
+    }
+
     /// The port of Redis itself, without a WAN link.
     pub async fn redis_port(&self) -> Option<u16> {
         match &self.redis {
@@ -421,6 +480,17 @@ impl Fleet {
         self.nodes.iter().map(|node| node.spec.name.clone()).collect()
     }
 
+    /// For each node, the nodes whose stored responses it may use: those of its region if they ask each other,
+    /// otherwise itself alone.
+    pub fn sources(&self) -> Vec<Vec<NodeId>> {
+        let region = |node: NodeId| self.nodes[node].spec.region;
+        let is_source =
+            |node, other| node == other || self.has_peers && region(node) == region(other);
+        let all = 0..self.nodes.len();
+        let sources = |node| all.clone().filter(|other| is_source(node, *other)).collect();
+        all.clone().map(sources).collect()
+    }
+
     /// The node with this name.
     pub fn node_by_name(&self, name: &str) -> Option<NodeId> {
         self.nodes.iter().position(|node| node.spec.name == name)
@@ -482,13 +552,13 @@ async fn stopped_nodes(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec
         let region = name.rsplit_once('-').and_then(|(region, _)| region_by_name(region));
         let region = region.context("no region has the name of this node")?;
         let (http, https) = (free_port().await?, free_port().await?);
-        let (admin, dns) = (free_port().await?, free_port().await?);
-        let ports = Ports { http, https, admin, dns };
+        let (admin, dns, peer) = (free_port().await?, free_port().await?, free_port().await?);
+        let ports = Ports { http, https, admin, dns, peer };
         let folder = folder.join(&name);
         std::fs::create_dir_all(&folder)?;
         let has_small_disk = needs_small_disk(scenario, &name) && can_mount_small_disks;
         let spec = NodeSpec { name, region, ports, folder, has_small_disk };
-        let (ready, pid) = (AtomicBool::new(false), AtomicI32::new(0));
+        let (ready, pid) = (AtomicBool::new(false), Arc::default());
         nodes.push(Node { spec, process: AsyncMutex::new(None), ready, pid });
     }
     Ok(nodes)

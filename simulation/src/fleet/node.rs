@@ -27,6 +27,8 @@ pub struct Ports {
     pub admin: u16,
     /// The name server, UDP.
     pub dns: u16,
+    /// The listener for other nodes.
+    pub peer: u16,
 }
 
 /// The properties of a node that stay the same when it restarts.
@@ -63,6 +65,21 @@ impl NodeSpec {
     /// Path of its private key.
     pub fn key(&self) -> PathBuf {
         self.folder.join("key.pem")
+    }
+
+    /// Path of the certificate by which other nodes know it.
+    pub fn peer_certificate(&self) -> PathBuf {
+        self.folder.join("peer.pem")
+    }
+
+    /// Path of the private key of [`NodeSpec::peer_certificate`].
+    pub fn peer_key(&self) -> PathBuf {
+        self.folder.join("peer.key")
+    }
+
+    /// Path of the list with the port of its link to an origin.
+    pub fn origin_list(&self, origin: &str) -> PathBuf {
+        self.folder.join(format!("{origin}.toml"))
     }
 
     /// Path of the file that receives its output.
@@ -192,6 +209,16 @@ impl Admin {
             process.name,
             process.log_tail()
         )
+    }
+
+    /// The names of the nodes that this node finds ready.
+    pub async fn ready_nodes(&self) -> anyhow::Result<Vec<String>> {
+        let (status, body) = self.call(Method::GET, "/nodes", String::new()).await?;
+        ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
+        let table: serde_json::Value = serde_json::from_slice(&body).context("the node table")?;
+        let nodes = table["nodes"].as_object().context("the node table has no nodes")?;
+        let ready = nodes.iter().filter(|(_, node)| node["state"] == "ready");
+        Ok(ready.map(|(name, _)| name.clone()).collect())
     }
 
     /// Sends a purge and waits up to two seconds until all nodes have applied it.

@@ -58,6 +58,8 @@ pub struct OriginFaults {
     pub added_ms: AtomicU64,
     /// Whether every request is answered with status 503.
     pub failing: AtomicBool,
+    /// Whether the connection is closed in the middle of each body.
+    pub truncating: AtomicBool,
 }
 
 /// An origin server. Clones share its state.
@@ -125,7 +127,8 @@ impl Origin {
             self.respond(&object, version, &request, recorder.serial)
         };
         recorder.answered(response.status());
-        response.map(|body| body.with_recorder(recorder))
+        let is_cut = self.faults.truncating.load(Ordering::Relaxed);
+        response.map(|body| body.with_recorder(recorder).cut_in_half(is_cut))
     }
 
     fn record_request(
@@ -332,6 +335,8 @@ impl Drop for FetchRecorder {
 /// A response body whose bytes are generated while it is sent.
 struct OriginBody {
     source: Source,
+    /// Where the body breaks off.
+    cut_at: Option<u64>,
     recorder: Option<FetchRecorder>,
 }
 
@@ -346,11 +351,23 @@ impl OriginBody {
     }
 
     fn text(text: &'static str) -> Self {
-        OriginBody { source: Source::Text(Bytes::from_static(text.as_bytes())), recorder: None }
+        OriginBody::from(Source::Text(Bytes::from_static(text.as_bytes())))
     }
 
     fn of(identity: Identity, (at, to): (u64, u64)) -> Self {
-        OriginBody { source: Source::Blocks { identity, at, to }, recorder: None }
+        OriginBody::from(Source::Blocks { identity, at, to })
+    }
+
+    fn from(source: Source) -> Self {
+        OriginBody { source, cut_at: None, recorder: None }
+    }
+
+    /// The body, which breaks off in its middle if `is_cut`.
+    fn cut_in_half(mut self, is_cut: bool) -> Self {
+        if let Source::Blocks { at, to, .. } = self.source {
+            self.cut_at = is_cut.then_some(at.midpoint(to));
+        }
+        self
     }
 
     fn with_recorder(mut self, mut recorder: FetchRecorder) -> Self {
@@ -367,11 +384,16 @@ impl OriginBody {
         }
     }
 
+    fn is_cut_here(&self) -> bool {
+        matches!(self.source, Source::Blocks { at, .. } if self.cut_at.is_some_and(|cut| at >= cut))
+    }
+
     fn next_piece(&mut self) -> Bytes {
+        let cut_at = self.cut_at;
         match &mut self.source {
             Source::Text(text) => std::mem::take(text),
             Source::Blocks { identity, at, to } => {
-                let end = (*at + PIECE_BYTES).min(*to);
+                let end = (*at + PIECE_BYTES).min(cut_at.filter(|cut| *cut > *at).unwrap_or(*to));
                 let piece = identity.bytes(*at, end);
                 *at = end;
                 piece.into()
@@ -380,19 +402,34 @@ impl OriginBody {
     }
 }
 
+/// The body of an origin that breaks bodies off.
+#[derive(Debug)]
+struct BrokenOff;
+
+impl std::fmt::Display for BrokenOff {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "the origin breaks bodies off")
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
 /// Maximum length of a piece of the body.
 const PIECE_BYTES: u64 = 64 * 1024;
 
 impl Body for OriginBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if self.remaining() == 0 {
             return Poll::Ready(None);
+        }
+        if self.is_cut_here() {
+            return Poll::Ready(Some(Err(BrokenOff)));
         }
         let piece = self.next_piece();
         let remaining = self.remaining();
@@ -489,6 +526,18 @@ mod tests {
             .expect("response");
         assert_eq!((response.status, response.header("x-fetch")), (503, Some("1")));
         assert_eq!(journal.facts().fetches[0].status, 503);
+    }
+
+    #[tokio::test]
+    async fn a_body_can_break_off_in_its_middle() {
+        let (content, journal, origin, port) = started().await;
+        origin.faults.truncating.store(true, Ordering::Relaxed);
+        let object = first(&content, Class::Large);
+        let sent = Client::plain().send_http(port, &ClientRequest::object(&object)).await;
+        let error = format!("{:#}", sent.expect_err("broken off"));
+        assert!(error.starts_with(crate::client::BODY_BROKE_OFF), "{error}");
+        let fetch = journal.facts().fetches[0].clone();
+        assert!(!fetch.whole && fetch.bytes == object.bytes / 2, "{fetch:?}");
     }
 
     #[tokio::test]

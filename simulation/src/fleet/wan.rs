@@ -76,10 +76,23 @@ pub struct Link {
     /// Its conditions without faults.
     pub healthy: Conditions,
     conditions: Arc<watch::Sender<Conditions>>,
-    carried: Arc<AtomicU64>,
+    carried: Arc<Carried>,
+}
+
+/// Bytes that a link has forwarded.
+#[derive(Debug, Default)]
+struct Carried {
+    forward: AtomicU64,
+    backward: AtomicU64,
 }
 
 impl Link {
+    /// A link that forwards the connections that it is given ([`Link::forward`]): `port` belongs to several links.
+    pub(super) fn behind(port: u16, (from, to): (Endpoint, Endpoint), healthy: Conditions) -> Link {
+        let conditions = Arc::new(watch::Sender::new(healthy.clone()));
+        Link { from, to, port, healthy, conditions, carried: Arc::default() }
+    }
+
     /// Listens on a free port and forwards connections to `target_port` until the runtime ends.
     /// `seed` determines jitter, stalls and resets.
     pub async fn open(
@@ -90,8 +103,7 @@ impl Link {
     ) -> anyhow::Result<Link> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("link port")?;
         let port = listener.local_addr()?.port();
-        let conditions = Arc::new(watch::Sender::new(healthy.clone()));
-        let link = Link { from, to, port, healthy, conditions, carried: Arc::default() };
+        let link = Link::behind(port, (from, to), healthy);
         tokio::spawn(link.clone().accept(listener, target_port, Random::new(seed)));
         Ok(link)
     }
@@ -106,8 +118,7 @@ impl Link {
     ) -> anyhow::Result<Link> {
         let socket = UdpSocket::bind("127.0.0.1:0").await.context("link port")?;
         let port = socket.local_addr()?.port();
-        let conditions = Arc::new(watch::Sender::new(healthy.clone()));
-        let link = Link { from, to, port, healthy, conditions, carried: Arc::default() };
+        let link = Link::behind(port, (from, to), healthy);
         tokio::spawn(link.clone().relay(Arc::new(socket), target_port, Random::new(seed)));
         Ok(link)
     }
@@ -165,7 +176,7 @@ impl Link {
         }
         conditions.stall_chance = 0.0;
         sleep(delay(&conditions, random)).await;
-        self.carried.fetch_add(datagram.len() as u64, Ordering::Relaxed);
+        self.carried.in_direction(direction).fetch_add(datagram.len() as u64, Ordering::Relaxed);
         true
     }
 
@@ -186,7 +197,12 @@ impl Link {
 
     /// Bytes forwarded so far, in both directions.
     pub fn carried_bytes(&self) -> u64 {
-        self.carried.load(Ordering::Relaxed)
+        self.carried.forward.load(Ordering::Relaxed) + self.answered_bytes()
+    }
+
+    /// Bytes forwarded so far to the connecting endpoint.
+    pub fn answered_bytes(&self) -> u64 {
+        self.carried.backward.load(Ordering::Relaxed)
     }
 
     async fn accept(self, listener: TcpListener, target_port: u16, mut random: Random) {
@@ -197,7 +213,7 @@ impl Link {
     }
 
     /// One connection, until either side closes it or the link resets it.
-    async fn forward(self, near: TcpStream, target_port: u16, mut random: Random) {
+    pub(super) async fn forward(self, near: TcpStream, target_port: u16, mut random: Random) {
         let conditions = self.conditions();
         sleep(conditions.round_trip).await;
         let Ok(far) = TcpStream::connect(("127.0.0.1", target_port)).await else {
@@ -268,12 +284,22 @@ impl Link {
             if watched.wait_for(|conditions| !direction.is_held(conditions)).await.is_err() {
                 return;
             }
-            self.carried.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            let carried = self.carried.in_direction(direction);
+            carried.fetch_add(piece.len() as u64, Ordering::Relaxed);
             if write.write_all(&piece).await.is_err() {
                 return;
             }
         }
         let _ = write.shutdown().await;
+    }
+}
+
+impl Carried {
+    fn in_direction(&self, direction: Direction) -> &AtomicU64 {
+        match direction {
+            Direction::Forward => &self.forward,
+            Direction::Backward => &self.backward,
+        }
     }
 }
 
@@ -307,7 +333,7 @@ fn delay(conditions: &Conditions, random: &mut Random) -> Duration {
     conditions.round_trip / 2 + jitter + if stalled { conditions.stall } else { Duration::ZERO }
 }
 
-fn reset(socket: TcpStream) {
+pub(super) fn reset(socket: TcpStream) {
     // SO_LINGER of 0 turns the close into a reset. A failure leaves an ordinary close.
     let _ = socket.set_zero_linger();
 }

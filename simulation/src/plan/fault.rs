@@ -96,6 +96,11 @@ pub enum FaultSpec {
         /// Milliseconds added to each response.
         add_ms: u64,
     },
+    /// An origin closes the connection in the middle of each body.
+    OriginTruncates {
+        /// The origin's name, or `origins` for all.
+        origin: String,
+    },
     /// Each node in turn is drained, stopped and replaced by a new process. Ends by itself.
     RollingUpgrade,
     /// Each node gets a new certificate and reloads. Ends by itself.
@@ -133,6 +138,7 @@ impl FaultSpec {
             FaultSpec::OriginDown { .. } => "origin-down",
             FaultSpec::OriginFails { .. } => "origin-fails",
             FaultSpec::OriginSlow { .. } => "origin-slow",
+            FaultSpec::OriginTruncates { .. } => "origin-truncates",
             FaultSpec::RollingUpgrade => "rolling-upgrade",
             FaultSpec::CertRotation => "cert-rotation",
         }
@@ -162,6 +168,7 @@ impl FaultSpec {
             FaultSpec::OriginDown { origin } => format!("{origin} down"),
             FaultSpec::OriginFails { origin } => format!("{origin} answers 503"),
             FaultSpec::OriginSlow { origin, add_ms } => format!("{origin}: +{add_ms} ms"),
+            FaultSpec::OriginTruncates { origin } => format!("{origin} breaks bodies off"),
             FaultSpec::RollingUpgrade => "rolling upgrade".into(),
             FaultSpec::CertRotation => "certificates rotated".into(),
         }

@@ -113,7 +113,8 @@ impl Names {
             | FaultSpec::DiskFull { node } => any(node, |end| matches!(end, Endpoint::Node(_))),
             FaultSpec::OriginDown { origin }
             | FaultSpec::OriginFails { origin }
-            | FaultSpec::OriginSlow { origin, .. } => {
+            | FaultSpec::OriginSlow { origin, .. }
+            | FaultSpec::OriginTruncates { origin } => {
                 any(origin, |end| matches!(end, Endpoint::Origin(_)))
             }
             FaultSpec::RedisKill { .. } | FaultSpec::RedisPause => {
@@ -150,6 +151,20 @@ impl Names {
             | FaultSpec::DiskFull { node } => named(node),
             _ => all.collect(),
         }
+    }
+
+    /// The origins that a fault makes fail.
+    pub fn failing_origins(&self, fault: &FaultSpec) -> Vec<usize> {
+        let name = match fault {
+            FaultSpec::OriginDown { origin }
+            | FaultSpec::OriginFails { origin }
+            | FaultSpec::OriginSlow { origin, .. }
+            | FaultSpec::OriginTruncates { origin } => origin,
+            FaultSpec::Cut { from, to, .. } if from == "*" => to,
+            _ => return Vec::new(),
+        };
+        let all = 0..self.origins.len();
+        all.filter(|origin| self.matches(name, Endpoint::Origin(*origin))).collect()
     }
 
     /// The node with this name.

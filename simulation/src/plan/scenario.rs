@@ -58,6 +58,8 @@ pub struct FleetPlan {
     pub canary_percent: u32,
     /// Whether each pool has the other origins as well, with a lower priority the farther away they are.
     pub failover: bool,
+    /// Whether the nodes of a region ask each other before an origin.
+    pub peers: bool,
     /// TTL in seconds of the answers by which clients find nodes through DNS. 0: a load balancer chooses the node.
     pub dns_ttl_s: u64,
 }
@@ -72,6 +74,7 @@ impl Default for FleetPlan {
             workers: 2,
             canary_percent: 0,
             failover: false,
+            peers: true,
             dns_ttl_s: 0,
         }
     }
@@ -216,7 +219,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 15] = [
+pub const BUILT_IN: [(&str, &str); 19] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -226,6 +229,10 @@ pub const BUILT_IN: [(&str, &str); 15] = [
     ("origin-down", include_str!("../../scenarios/origin-down.toml")),
     ("rolling-upgrade", include_str!("../../scenarios/rolling-upgrade.toml")),
     ("cert-rotation", include_str!("../../scenarios/cert-rotation.toml")),
+    ("region-cache", include_str!("../../scenarios/region-cache.toml")),
+    ("peer-loss", include_str!("../../scenarios/peer-loss.toml")),
+    ("hot-object", include_str!("../../scenarios/hot-object.toml")),
+    ("origin-health", include_str!("../../scenarios/origin-health.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
     ("canary", include_str!("../../scenarios/canary.toml")),
     ("dns-failover", include_str!("../../scenarios/dns-failover.toml")),
