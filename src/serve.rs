@@ -191,7 +191,7 @@ pub(crate) fn serve(
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
     let body = request_content::prepare(body, &mut headers, &rule, &worker.recorder);
     let payload = Payload { body, switch };
-    let accepted = worker.accepted(&headers);
+    let accepted = peer_requests::accepted(worker, &context, &headers);
     let (worker, fields) = (worker.clone(), Rc::new(headers));
     let mut visit = Visit {
         worker,
@@ -214,7 +214,8 @@ pub(crate) fn serve(
         Ok(answered) => match visit.encode(answered) {
             Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),
             Encoded::Recoding(recoding) => {
-                Serving::Waiting(Box::pin(visit.finish_recoding(recoding)), Arc::default())
+                let interims = visit.interims.insert(Arc::default()).clone();
+                Serving::Waiting(Box::pin(visit.finish_recoding(recoding)), interims)
             }
             Encoded::Refused => {
                 let interims = visit.interims.insert(Arc::default()).clone();

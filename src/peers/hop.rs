@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! request   v=1, from="fra-1", digest="1f0c77aa", hops=1, client="203.0.113.9", id="00ab34cd56ef7890",
-//!           key="5566778899aabbcc"               , group="blue" and shield where they apply
+//!           key="5566778899aabbcc", codings="br, gzip;q=0.5"
+//!                                                , group="blue" and shield where they apply
 //! response  verdict=stored
 //!           verdict=refused, why=digest          with status 421 and no content
 //! ```
@@ -55,6 +56,9 @@ pub(crate) struct Hop {
     pub key: u64,
     /// The group of the visitor, if the rule splits its visitors.
     pub group: Option<Arc<str>>,
+    /// The codings that the client accepts, written as `Accept-Encoding`: the response is coded for it. `None`: the
+    /// response is to have the coding in which its origin sent it.
+    pub codings: Option<Arc<str>>,
     /// Whether the node that asks is of another region, and asks its shield.
     pub is_for_shield: bool,
 }
@@ -84,6 +88,9 @@ impl Hop {
         if let Some(group) = &self.group {
             written.string("group", group)?;
         }
+        if let Some(codings) = &self.codings {
+            written.string("codings", codings)?;
+        }
         if self.is_for_shield {
             written.item("shield", true);
         }
@@ -106,6 +113,10 @@ impl Hop {
             false => Err(HopMistake::Member(name)),
         };
         let string = |name| members.string(name).ok_or(HopMistake::Member(name));
+        let optional = |name| match members.get(name) {
+            Some(_) => bounded(name, string(name)?).map(Some),
+            None => Ok(None),
+        };
         let number =
             |name| string(name).and_then(|text| hexadecimal(text).ok_or(HopMistake::Member(name)));
         Ok(Self {
@@ -116,10 +127,8 @@ impl Hop {
             client: string("client")?.parse().map_err(|_| HopMistake::Member("client"))?,
             id: number("id")?,
             key: number("key")?,
-            group: match members.get("group") {
-                Some(_) => Some(bounded("group", string("group")?)?),
-                None => None,
-            },
+            group: optional("group")?,
+            codings: optional("codings")?,
             is_for_shield: members.get("shield").and_then(BareItem::as_boolean) == Some(true),
         })
     }
@@ -242,7 +251,7 @@ fn hexadecimal(text: &str) -> Option<u64> {
 
 /// The longest field that is read or written.
 const BYTES_MAX: usize = 1024;
-/// The longest name of a node or group, or digest, that is read.
+/// The longest name of a node or group, digest, or list of codings that is read.
 const NAME_BYTES_MAX: usize = 128;
 
 #[cfg(test)]
@@ -259,6 +268,7 @@ mod tests {
             id: 0xab34_cd56_ef78_9012,
             key: 7,
             group: None,
+            codings: None,
             is_for_shield: false,
         }
     }
@@ -271,6 +281,7 @@ mod tests {
         };
         check(hop());
         check(Hop { client: "2001:db8::1".parse().unwrap(), is_for_shield: true, ..hop() });
+        check(Hop { codings: Some("zstd, br;q=0.500".into()), ..hop() });
         check(Hop { group: Some(r#"a "quoted\" one"#.into()), ..hop() });
         assert_eq!(
             hop().to_field().unwrap(),
@@ -302,6 +313,7 @@ mod tests {
         check("ab34", "AB34", "id");
         check("0000000007", "007", "key");
         check("v=1", "v=1, group=7", "group");
+        check("v=1", "v=1, codings=br", "codings");
         assert_eq!(parse("v=1,"), Err(HopMistake::Malformed));
         let long = format!("{written}, other=\"{}\"", "x".repeat(BYTES_MAX));
         assert_eq!(parse(&long), Err(HopMistake::Malformed));

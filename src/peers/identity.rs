@@ -83,6 +83,7 @@ mod tests {
             id: 1,
             key: 2,
             group: None,
+            codings: None,
             is_for_shield: false,
         }
     }

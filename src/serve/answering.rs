@@ -1,8 +1,9 @@
 //! The owner's side of a hop: which requests of peers are refused, and how an answer for a peer differs from
 //! one for a client.
 //!
-//! A peer gets the fields of the origin as they are, in the coding of the origin. It applies the rule's own
-//! fields and codings itself, because its copy must be good for all of its clients.
+//! A peer gets the fields of the origin as they are, and applies the rule's own fields itself. Content is coded here for
+//! the client of the peer, so that the region codes it once; a peer that stores the response asks for
+//! it in the coding of the origin.
 
 use std::time::Duration;
 
@@ -73,6 +74,12 @@ impl Visit {
         let apart = Self { unmet: Some(requirement), ..self.clone() };
         let found = LookupResult::none(query.key(), Reason::PurgesUnapplied);
         Box::pin(apart.fetch(found, Reason::PurgesUnapplied)).await
+    }
+
+    /// Whether the request is of a peer that wants the response in the coding of its origin.
+    #[inline]
+    pub(super) fn is_for_storing_peer(&self) -> bool {
+        self.context.hop.as_deref().is_some_and(|hop| hop.codings.is_none())
     }
 
     /// Tells a peer that its request is being worked on, by a 102 (Processing, RFC 2518 §10.1).

@@ -43,6 +43,19 @@ pub(super) struct HopPlan {
     uri: Uri,
     /// The client's fields after the gate, with those that tell of the client and of this hop.
     headers: HeaderMap,
+    content: HopContent,
+}
+
+/// The content that peers are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HopContent {
+    /// As the origin sent it: to validate or to complete a response that is stored here.
+    AsStored,
+    /// The whole, coded for the client.
+    Negotiated,
+    /// As `Negotiated`, by the client's own conditions and ranges. They may name the entity tags of
+    /// codings, which the origin does not know.
+    Relayed,
 }
 
 /// The next hop of a request.
@@ -76,7 +89,7 @@ impl Visit {
     ///
     /// Call it after the purge sequence was read with which the response will be stored: the peer must have all
     /// purges that are in force here then.
-    pub(super) async fn route_hop(&self, key: &CacheKey) -> Route {
+    pub(super) async fn route_hop(&self, key: &CacheKey, content: HopContent) -> Route {
         let Some(shared) = &self.worker.region else { return Route::Origin(None) };
         let region = shared.load_full();
         // The owner of a region asks no other one.
@@ -89,7 +102,8 @@ impl Visit {
             NextHop::Origin(_) => Route::Origin(None),
             NextHop::Peers(targets) => {
                 let purges = self.purge_requirement(key).await;
-                let plan = purges.and_then(|purges| self.hop_plan(&region, targets, key, &purges));
+                let plan = purges.and_then(|purges| self.hop_plan(&region, key, content, &purges));
+                let plan = plan.map(|plan| HopPlan { targets, ..plan });
                 plan.map_or(Route::Origin(None), |plan| Route::Peers(Rc::new(plan)))
             }
         }
@@ -107,12 +121,12 @@ impl Visit {
         }
     }
 
-    /// `None`: the hop cannot be written.
+    /// A plan without targets. `None`: the hop cannot be written.
     fn hop_plan(
         &self,
         region: &Arc<Region>,
-        targets: Vec<Arc<PeerLink>>,
         key: &CacheKey,
+        content: HopContent,
         purges: &HeaderValue,
     ) -> Option<HopPlan> {
         let hop = Hop {
@@ -124,6 +138,12 @@ impl Visit {
             id: self.context.id.0,
             key: self.hop_key(key),
             group: self.context.group.as_ref().map(|group| group.name.clone()),
+            codings: match content {
+                HopContent::AsStored => None,
+                HopContent::Negotiated | HopContent::Relayed => {
+                    Some(self.accepted.to_string().into())
+                }
+            },
             is_for_shield: false,
         };
         let mut headers = HeaderMap::clone(&self.fields);
@@ -134,7 +154,8 @@ impl Visit {
             .scheme(self.request.scheme)
             .authority(self.request.authority.as_str())
             .path_and_query(self.request.target.clone());
-        Some(HopPlan { region: region.clone(), targets, uri: uri.build().ok()?, headers })
+        let (region, uri) = (region.clone(), uri.build().ok()?);
+        Some(HopPlan { region, targets: Vec::new(), uri, headers, content })
     }
 
     /// The number by which owner and asker compare their keys: of the key before any `No-Vary-Search` rule,
@@ -199,13 +220,14 @@ impl HopPlan {
         Ok(Received { upstream: received, verdict: Some(verdict) })
     }
 
-    /// The request as a peer gets it: that of the client, with the conditions, ranges and codings of the
-    /// request for the origin.
+    /// The request as a peer gets it: that of the client, with the codings of the request for the origin, and with
+    /// its conditions and ranges unless those of the client are relayed.
     fn written(&self, for_origin: &Request<()>) -> Request<()> {
         let mut headers = self.headers.clone();
-        for name in TAKEN_OVER {
-            headers.remove(&name);
-            if let Some(value) = for_origin.headers().get(&name) {
+        let of_parts = if self.content == HopContent::Relayed { &[][..] } else { &OF_PARTS };
+        for name in of_parts.iter().chain([&ACCEPT_ENCODING]) {
+            headers.remove(name);
+            if let Some(value) = for_origin.headers().get(name) {
                 headers.insert(name, value.clone());
             }
         }
@@ -244,13 +266,6 @@ async fn in_time<R>(
 /// A purge of this node is read back from the bus within milliseconds.
 const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
-/// The fields that the request for a peer has from the request for the origin.
-const TAKEN_OVER: [HeaderName; 7] = [
-    ACCEPT_ENCODING,
-    IF_MATCH,
-    IF_MODIFIED_SINCE,
-    IF_NONE_MATCH,
-    IF_RANGE,
-    IF_UNMODIFIED_SINCE,
-    RANGE,
-];
+/// The fields of conditions and ranges.
+const OF_PARTS: [HeaderName; 6] =
+    [IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE];

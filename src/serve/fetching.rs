@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, remove_zero_age};
-use super::asking::Route;
+use super::asking::{HopContent, Route};
 use super::exchange::{ExchangeOutcome, Job, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
@@ -18,7 +18,9 @@ use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::{NextStage, Payload, Visit, errors};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
-use crate::cache::{self, CacheKey, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
+use crate::cache::{
+    self, CacheKey, CacheStatus, Decision, Form, Handling, PurgeTarget, Reason, Vary,
+};
 use crate::context::{RequestContext, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
@@ -232,7 +234,12 @@ impl Visit {
     ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
-        self.set_hop(&mut job, &found.key).await;
+        // A response that replaces a stored one must be as the origin sent it.
+        let content = match found.head {
+            Some(_) => HopContent::AsStored,
+            None => HopContent::Negotiated,
+        };
+        self.set_hop(&mut job, &found.key, content).await;
         if job.hop.is_none() {
             // The owner mirrors what it fetches.
             drop(self.mirror(Body::Empty));
@@ -381,8 +388,25 @@ impl Visit {
         let now = self.worker.clock.now();
         let settings = &self.rule.settings.cache;
         match cache::decide(response, None, &self.directives, settings, now) {
-            Decision::Serve { .. } => FillingMatch::Usable,
+            Decision::Serve { .. } => self.match_coding(found, filling),
             _ => FillingMatch::Unusable,
+        }
+    }
+
+    /// Whether a response that can answer this request has the coding that its client gets. A peer has coded its
+    /// response for another client: then the peer is asked for another form, once for all requests that need it.
+    fn match_coding(&self, found: &LookupResult, filling: &Filling) -> FillingMatch {
+        let response = filling.response();
+        if filling.object().is_some() {
+            return FillingMatch::Usable;
+        }
+        match self.recode_plan(response, response.complete_length) {
+            Some(plan) => match Form::hash(response.hash(), plan.recoding.coding()) {
+                // The peer has not coded it.
+                hash if hash == found.hash => FillingMatch::Usable,
+                hash => FillingMatch::OtherVariant(hash),
+            },
+            None => FillingMatch::Usable,
         }
     }
 
@@ -486,14 +510,14 @@ impl Visit {
         let (report, _) = oneshot::channel();
         let visit = self.clone();
         spawn_local(async move {
-            visit.set_hop(&mut job, &found.key).await;
+            visit.set_hop(&mut job, &found.key, HopContent::AsStored).await;
             job.lead(request, lead.run_to_end(), report).await;
         });
     }
 
     /// Chooses the next hop of a job. Call it after the purge sequence of its response was read.
-    pub(super) async fn set_hop(&self, job: &mut Job, key: &CacheKey) {
-        match self.route_hop(key).await {
+    pub(super) async fn set_hop(&self, job: &mut Job, key: &CacheKey, content: HopContent) {
+        match self.route_hop(key, content).await {
             Route::Origin(load) => job.load = load.map(Rc::new),
             Route::Peers(plan) => job.hop = Some(plan),
         }
@@ -566,7 +590,7 @@ fn has_gaps_to_fill(found: &LookupResult) -> bool {
 /// Whether a follower can be answered from a fill.
 enum FillingMatch {
     Usable,
-    /// It is of another variant; this request's variant is stored under this hash.
+    /// It is of another variant, or of a form for other clients; those of this request are stored under this hash.
     OtherVariant(cache::KeyHash),
     Unusable,
 }

@@ -42,8 +42,7 @@ impl Visit {
     /// the content may be recoded is not considered.
     #[inline]
     pub(super) fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
-        // A peer recodes for its clients itself.
-        if self.context.hop.is_some() {
+        if self.is_for_storing_peer() {
             return None;
         }
         let settings = &self.rule.settings.compression;
@@ -69,17 +68,20 @@ impl Visit {
     }
 
     /// How the content of a stored response is to be recoded for this request. `None` if it is not.
-    fn recode_plan(&self, stored: &StoredResponse, length: u64) -> Option<RecodePlan> {
+    pub(super) fn recode_plan(
+        &self,
+        stored: &StoredResponse,
+        length: Option<u64>,
+    ) -> Option<RecodePlan> {
         let settings = &self.rule.settings.compression;
         let fields = FieldLines::of(&stored.headers);
         let content = ContentFields::of(&fields);
         let request = self.request_fields();
-        let plan = transform::plan(&request, stored.status, &content, Some(length), settings);
+        let plan = transform::plan(&request, stored.status, &content, length, settings);
         match plan.action {
             CodingAction::Leave(_) | CodingAction::AskAgain => None,
             CodingAction::Recode(recoding) => {
-                let (length, limit) = (Some(length), settings.decode_limit);
-                Some(RecodePlan { recoding, length, limit })
+                Some(RecodePlan { recoding, length, limit: settings.decode_limit })
             }
         }
     }
@@ -92,7 +94,7 @@ impl Visit {
         outdated: &Arc<StoredHead>,
     ) -> Option<Arc<StoredHead>> {
         let form = outdated.response.form.as_deref()?;
-        let plan = self.recode_plan(&source.response, source.complete_length())?;
+        let plan = self.recode_plan(&source.response, Some(source.complete_length()))?;
         if plan.recoding.coding() != form.coding {
             return None;
         }
@@ -106,7 +108,7 @@ impl Visit {
         if content.len() > WHOLE_BODY_BYTES_MAX || content.is_empty() {
             return None;
         }
-        let plan = self.recode_plan(&source.response, content.len() as u64)?;
+        let plan = self.recode_plan(&source.response, Some(content.len() as u64))?;
         if plan.recoding.from.is_some() {
             return None;
         }
@@ -192,7 +194,7 @@ impl Visit {
 
     /// encode: codes or decodes the content as the client accepts it.
     pub(super) fn encode(&self, answered: Answered) -> Encoded {
-        if self.context.hop.is_some() {
+        if self.is_for_storing_peer() {
             return Encoded::Ready(answered);
         }
         let Answered { mut reply, content, facts } = answered;
@@ -223,7 +225,9 @@ impl Visit {
                 Encoded::Ready(facts.answer(reply))
             }
             Transformed::AskAgain(reply) => {
-                match self.asks_for_all() && !self.directives.only_if_cached {
+                // A peer that gets it as it is asks the origin itself.
+                let is_asked = self.asks_for_all() && self.context.hop.is_none();
+                match is_asked && !self.directives.only_if_cached {
                     true => Encoded::Refused,
                     false => Encoded::Ready(facts.answer(reply)),
                 }

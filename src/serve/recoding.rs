@@ -61,6 +61,7 @@ impl Visit {
         if let Some(timing) = &mut self.context.timing {
             timing.recoding = Some(self.worker.elapsed(self.context.started));
         }
+        self.acknowledge_to_peer();
         let Recoding { answered: Answered { reply, content, facts }, plan } = *recoding;
         let coding = plan.recoding.coding();
         let source = match content {

@@ -7,7 +7,7 @@ use http::Method;
 use http::header::RANGE;
 
 use super::Visit;
-use super::asking::{Received, Route};
+use super::asking::{HopContent, Received, Route};
 use super::exchange::{Job, kind_of};
 use super::lookup::LookupResult;
 use super::outcome::{Answered, facts_of, upstream_facts};
@@ -37,7 +37,8 @@ impl Visit {
     }
 
     async fn ask_owner(&self, found: &LookupResult, reason: Reason) -> Option<Answered> {
-        let Route::Peers(plan) = self.route_hop(&found.key).await else { return None };
+        let route = self.route_hop(&found.key, HopContent::Relayed).await;
+        let Route::Peers(plan) = route else { return None };
         let job = Job { interims: self.interims.clone(), ..self.job(found).ok()? };
         let Received { upstream, verdict } =
             plan.ask(&job.asker(), &self.upstream_request(None)).await?;

@@ -1,5 +1,7 @@
 //! The codings that a client accepts: `Accept-Encoding` (RFC 9110 §12.5.3).
 
+use std::fmt;
+
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, HeaderName};
 
@@ -21,9 +23,18 @@ impl Accepted {
         if !request.contains_key(ACCEPT_ENCODING) {
             return Self::default();
         }
+        Self::of_members(members(request, &ACCEPT_ENCODING))
+    }
+
+    /// Reads a value of the field.
+    pub(crate) fn parse(value: &str) -> Self {
+        Self::of_members(list(value))
+    }
+
+    fn of_members<'a>(members: impl Iterator<Item = &'a str>) -> Self {
         let mut weights = [None; Coding::WORDS.len()];
         let (mut identity, mut rest) = (None, None);
-        for member in members(request, &ACCEPT_ENCODING) {
+        for member in members {
             let Some((name, weight)) = weighted(member) else { continue };
             let slot = match name.parse::<Coding>() {
                 Ok(coding) => &mut weights[coding.index()],
@@ -76,6 +87,26 @@ impl Accepted {
     }
 }
 
+/// Written as a value of `Accept-Encoding` that [`Accepted::parse`] reads.
+impl fmt::Display for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let codings = Coding::WORDS.iter().copied().zip(self.weights);
+        let codings = codings.filter(|(_, weight)| *weight > 0);
+        // A client that says nothing of identity accepts it, but prefers any coding that it names.
+        let is_alone = self.weights.iter().all(|weight| *weight == 0);
+        let identity = self.identity.or(is_alone.then_some(1000));
+        let all = codings.chain(identity.map(|weight| ("identity", weight)));
+        for (at, (word, weight)) in all.enumerate() {
+            let separator = if at == 0 { "" } else { ", " };
+            write!(f, "{separator}{word}")?;
+            if weight < 1000 {
+                write!(f, ";q=0.{weight:03}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The form of the content that a client gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
@@ -122,13 +153,12 @@ pub(super) fn members<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
 ) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(|member| member.trim_matches([' ', '\t']))
-        .filter(|member| !member.is_empty())
+    headers.get_all(name).iter().filter_map(|line| line.to_str().ok()).flat_map(list)
+}
+
+/// The members of a list.
+fn list(line: &str) -> impl Iterator<Item = &str> {
+    line.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|it| !it.is_empty())
 }
 
 /// `name` or `name;q=0.5`.
@@ -283,6 +313,29 @@ mod tests {
     }
 
     proptest! {
+        /// A node negotiates for a peer's client what that peer would, and the peer then leaves the result as it is.
+        #[test]
+        fn codings_that_are_written_are_read_as_the_same(
+            line in "((gzip|br|zstd|identity|\\*)(;q=(0|1|0\\.[0-9]{1,3}))?,?){0,6}",
+        ) {
+            let accepted = Accepted::from_headers(&headers(&[&line]));
+            let read = Accepted::parse(&accepted.to_string());
+            prop_assert_eq!(read.weights, accepted.weights);
+            prop_assert_eq!(read.refuses_identity(), accepted.refuses_identity());
+            let order = Settings::default().codings;
+            let stored = [None, Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip)];
+            for stored in stored {
+                let choice = accepted.choose(stored, &order);
+                prop_assert_eq!(read.choose(stored, &order), choice);
+                let result = match choice {
+                    Choice::Stored => stored,
+                    Choice::Coded(level) => Some(level.coding()),
+                    Choice::Decoded => None,
+                };
+                prop_assert_eq!(accepted.choose(result, &order), Choice::Stored);
+            }
+        }
+
         #[test]
         fn nothing_is_chosen_that_the_client_did_not_take(line in "[ -~\\t]{0,60}") {
             let accepted = Accepted::from_headers(&headers(&[&line]));

@@ -37,6 +37,7 @@ mod origin_states;
 mod origins;
 mod pages;
 mod peers;
+mod peers_coding;
 mod peers_region;
 mod prefetch;
 mod protocol;
