@@ -391,7 +391,7 @@ fn look_up_locations(arguments: &geo_command::GeoArguments) -> Result<(), String
         let flags = Flags { config: Some(file.clone()), ..Flags::default() };
         config::load(&flags).map(|config| config.geo).map_err(|mistakes| mistakes.to_string())
     };
-    geo_command::run(arguments, arguments.config().map(load).transpose()?)
+    geo_command::run(arguments, arguments.config().map(load).transpose()?, Clock::system().now())
 }
 
 /// Sends the error log to standard error. `RUST_LOG` overrides `log.level`.

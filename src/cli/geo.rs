@@ -31,7 +31,9 @@ pub struct GeoArguments {
 #[derive(Debug, Subcommand)]
 enum GeoCommand {
     /// Verify a new GeoIP database and put it in the place of the one in use. Nodes load it within 5 s.
-    #[command(after_help = "Example:\n  skerry geo update --config /etc/skerry/edge.toml GeoLite2-City.mmdb")]
+    #[command(
+        after_help = "Example:\n  skerry geo update --config /etc/skerry/edge.toml GeoLite2-City.mmdb"
+    )]
     Update(UpdateArguments),
 }
 
@@ -50,11 +52,16 @@ impl GeoArguments {
 ///
 /// # Errors
 /// Why a database cannot be opened, or is not replaced, in one line.
-pub fn run(arguments: &GeoArguments, settings: Option<geo::Settings>) -> Result<(), String> {
+pub fn run(
+    arguments: &GeoArguments,
+    settings: Option<geo::Settings>,
+    now: SystemTime,
+) -> Result<(), String> {
     if let Some(GeoCommand::Update(update)) = &arguments.command {
-        return geo_update::run(update, settings.as_ref());
+        return geo_update::run(update, settings.as_ref(), now);
     }
-    let geo = Geo::open(&settings.unwrap_or_default()).map_err(|error| error_with_causes(&error))?;
+    let geo =
+        Geo::open(&settings.unwrap_or_default()).map_err(|error| error_with_causes(&error))?;
     print(&table(&geo, &arguments.addresses))
 }
 

@@ -21,13 +21,13 @@ use super::output::print;
 
 /// The arguments of `skerry geo update`.
 #[derive(Debug, Args)]
-pub struct UpdateArguments {
+pub(super) struct UpdateArguments {
     /// The new database, in mmdb format.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The configuration whose [geo] table names the database to replace.
     #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
-    pub config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// The database to replace, or the place of the first one [default: the file in [geo]; of several, the one of the
     /// same type].
     #[arg(long, value_name = "FILE")]
@@ -47,13 +47,19 @@ pub struct UpdateArguments {
 ///
 /// # Errors
 /// Why the database is not put in place, in one line.
-pub fn run(arguments: &UpdateArguments, settings: Option<&geo::Settings>) -> Result<(), String> {
+pub(super) fn run(
+    arguments: &UpdateArguments,
+    settings: Option<&geo::Settings>,
+    now: SystemTime,
+) -> Result<(), String> {
     let file = &arguments.file;
     let next = Examined::open(file)?;
     let target = target(arguments, settings, &next.facts)?;
     if same_file(file, &target) {
         let target = target.display();
-        return Err(format!("{target} is the database in use: name another file, which then replaces it"));
+        return Err(format!(
+            "{target} is the database in use: name another file, which then replaces it"
+        ));
     }
     // A database that cannot be read is no reason to keep it.
     let before = target.exists().then(|| Examined::open(&target).ok()).flatten();
@@ -64,7 +70,7 @@ pub fn run(arguments: &UpdateArguments, settings: Option<&geo::Settings>) -> Res
         true => None,
         false => put_in_place(file, &target)?,
     };
-    let report = Report { arguments, target: &target, next: &next, kept: kept.as_deref() };
+    let report = Report { arguments, target: &target, next: &next, kept: kept.as_deref(), now };
     print(&if arguments.json { format!("{:#}\n", report.json()) } else { report.text() })
 }
 
@@ -220,11 +226,12 @@ struct Report<'a> {
     target: &'a Path,
     next: &'a Examined,
     kept: Option<&'a Path>,
+    now: SystemTime,
 }
 
 impl Report<'_> {
     fn json(&self) -> Value {
-        let Self { arguments, target, next, kept } = self;
+        let Self { arguments, target, next, kept, .. } = self;
         json!({
             "file": arguments.file,
             "target": target,
@@ -237,7 +244,7 @@ impl Report<'_> {
     }
 
     fn text(&self) -> String {
-        let Self { arguments, target, next, kept } = self;
+        let Self { arguments, target, next, kept, now } = self;
         let (file, target) = (arguments.file.display(), target.display());
         let made = next.facts.built.map(|built| format!(", made on {}", date_of(built)));
         let (found, all) = (next.known, KNOWN.len());
@@ -246,8 +253,11 @@ impl Report<'_> {
             next.facts.database_type,
             made.unwrap_or_default()
         );
-        if next.facts.built.is_some_and(is_old) {
-            text.push_str("warning: it is older than 90 days: networks move, so look for a newer one\n");
+        let age = |built| now.duration_since(built).unwrap_or_default();
+        if next.facts.built.is_some_and(|built| age(built) > AGE_MAX) {
+            text.push_str(
+                "warning: it is older than 90 days: networks move, so look for a newer one\n",
+            );
         }
         let kept = kept.map(|kept| format!("; the one of before is {}", kept.display()));
         text.push_str(&match arguments.dry_run {
@@ -259,10 +269,6 @@ impl Report<'_> {
         });
         text
     }
-}
-
-fn is_old(built: SystemTime) -> bool {
-    SystemTime::now().duration_since(built).is_ok_and(|age| age > AGE_MAX)
 }
 
 /// Networks of universities and registries that have been where they are for decades.

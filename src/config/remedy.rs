@@ -215,8 +215,13 @@ pub(super) fn origin(value: &DeValue<'_>) -> Remedy {
     if let Some(path) = text.strip_prefix("unix:") {
         let most = SOCKET_PATH_BYTES_MAX;
         return Some(match path.len() > most && path.starts_with('/') {
-            true => format!("the path of a Unix socket has at most {most} bytes, this one {}", path.len()),
-            false => "write the absolute path of a Unix socket, as in \"unix:/run/app.sock\"".to_owned(),
+            true => format!(
+                "the path of a Unix socket has at most {most} bytes, this one {}",
+                path.len()
+            ),
+            false => {
+                "write the absolute path of a Unix socket, as in \"unix:/run/app.sock\"".to_owned()
+            }
         });
     }
     if text.starts_with("https://unix:") || text.starts_with("http://unix:") {

@@ -49,7 +49,8 @@ impl Shared {
             log_reload("the GeoIP databases", reloaded.map_err(|error| error.to_string()));
         }
         for pool in self.plan.load().pools.iter() {
-            let reloaded = pool.reload_credentials().map_err(|error| error.to_string());
+            let reloaded = pool.reload_credentials(self.clock.now());
+            let reloaded = reloaded.map_err(|error| error.to_string());
             if reloaded.is_err() {
                 self.recorder.count(Metric::UpstreamCredentialsUnreadable);
             }

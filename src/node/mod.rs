@@ -219,7 +219,8 @@ impl Node {
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
         let dns = config.upstream.dns.clone();
         let resolver = Resolver::new(dns, handle.clone(), metrics.background());
-        let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
+        let mut checks =
+            Checks::new(resolver.clone(), metrics.background(), clock.clone(), handle.clone());
         checks.replace(&plan.pools);
         origin_states::restore(&plan.pools, directory);
         let age_max = config.upstream.dns.stale_max;

@@ -32,7 +32,7 @@ impl Probes {
         let dns = shared.config().upstream.dns.clone();
         let resolver = Resolver::new(dns, handle.clone(), recorder.clone());
         Self {
-            checks: Checks::new(resolver, recorder, handle),
+            checks: Checks::new(resolver, recorder, shared.clock.clone(), handle),
             pools: Pools::default(),
             settings: None,
             targets: Vec::new(),

@@ -50,12 +50,17 @@ pub(super) fn restore(pools: &Pools, directory: &Path, now: SystemTime, age_max:
             let (age_s, origins) = (answer.age.as_secs(), answer.origins.len());
             if answer.age > age_max {
                 tracing::warn!(
-                    pool = name, source, age_s,
+                    pool = name,
+                    source,
+                    age_s,
                     "saved origins of a source are older than resolver.stale_max, and not used"
                 );
             } else if pool.restore_answer(&answer) {
                 tracing::info!(
-                    pool = name, source, age_s, origins,
+                    pool = name,
+                    source,
+                    age_s,
+                    origins,
                     "a pool starts with the saved origins of a source, until the source answers"
                 );
             }
@@ -215,7 +220,8 @@ impl TryFrom<OriginFields> for OriginText {
     fn try_from(fields: OriginFields) -> Result<Self, String> {
         let OriginFields { url, address, weight, priority, latitude, longitude } = fields;
         let origin = Origin::parse(&url);
-        let origin = origin.ok_or_else(|| format!("expected {}, found {url:?}", Origin::EXPECTED))?;
+        let origin =
+            origin.ok_or_else(|| format!("expected {}, found {url:?}", Origin::EXPECTED))?;
         let point = latitude.zip(longitude);
         let point = point.map(|(latitude, longitude)| Coordinates::new(latitude, longitude));
         let coordinates = point.transpose().map_err(|error| error.to_string())?;
@@ -246,7 +252,8 @@ mod tests {
         let point = Coordinates::new(52.5, -13.25).expect("on Earth");
         let one = Origin::parse("https://app.internal:8443").expect("an origin");
         let address = "2001:db8::1".parse().ok();
-        let two = Origin { address, weight: 7, priority: 2, coordinates: Some(point), ..one.clone() };
+        let two =
+            Origin { address, weight: 7, priority: 2, coordinates: Some(point), ..one.clone() };
         let text = AnswerText::of(answer(vec![one.clone(), two.clone()], 60), 1_000_000);
         let pools = BTreeMap::from([("app".to_owned(), vec![text])]);
         let written = serde_json::to_vec(&FileText { version: VERSION, pools }).expect("JSON");

@@ -32,9 +32,7 @@ use crate::notices::{self, Notice};
 use crate::peers::HopVerdict;
 use crate::route::{Rule, Site};
 use crate::store::{Record, StoredHead};
-use crate::upstream::{
-    Affinity, FetchError, Intent, ProxiedClient, Times, Unanswered, Upstream,
-};
+use crate::upstream::{Affinity, FetchError, Intent, ProxiedClient, Times, Unanswered, Upstream};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]

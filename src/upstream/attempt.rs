@@ -272,10 +272,12 @@ impl Attempt<'_> {
             return Err(FetchError::ConnectionLimit { origin: self.origin().name.clone(), limit });
         }
         self.is_queued.set(true);
-        let take_or_ask = || take().or_else(|| {
-            pool.queue.want_connection();
-            None
-        });
+        let take_or_ask = || {
+            take().or_else(|| {
+                pool.queue.want_connection();
+                None
+            })
+        };
         let slot = self.outgoing.wait_in_queue(take_or_ask).await;
         self.is_queued.set(false);
         slot

@@ -93,7 +93,11 @@ pub(crate) enum FetchError {
         limit: usize,
     },
     /// No address of the origin accepted the connection.
-    #[error("cannot connect to {}: {source}{}", place(origin, address), socket_remedy(address, source))]
+    #[error(
+        "cannot connect to {}: {source}{}",
+        place(origin, address),
+        socket_remedy(address, source)
+    )]
     Connect {
         /// `host:port` or `unix:PATH`.
         origin: Arc<str>,
@@ -292,7 +296,9 @@ fn socket_remedy(address: &Option<SocketAddr>, source: &io::Error) -> &'static s
         (None, io::ErrorKind::PermissionDenied) => {
             "; give the node's user write permission for the socket, and search permission for its directories"
         }
-        (None, io::ErrorKind::ConnectionRefused) => "; no application listens on the socket: start it",
+        (None, io::ErrorKind::ConnectionRefused) => {
+            "; no application listens on the socket: start it"
+        }
         _ => "",
     }
 }

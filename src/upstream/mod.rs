@@ -53,7 +53,7 @@ mod tunnel;
 mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
-pub(crate) use discovery::{Discovery, SavedAnswer, ask_once, read_members_file};
+pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, GRPC_SERVICE_BYTES_MAX, HealthClass, Why};
@@ -65,11 +65,12 @@ pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use proxy_header::ProxiedClient;
 pub(crate) use resolve::Resolver;
+pub(crate) use roster::SavedAnswer;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
     Health, Hedge, HedgeAfter, HostHeader, HttpCheck, KeepAlive, MemberDefaults, MemberSource,
-    Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, ProxyVersion, Retry, RetryOn,
-    SOCKET_PATH_BYTES_MAX, Scheme, Settings, SourceKind, StatusSet, StickySettings,
+    Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, ProxyVersion,
+    Retry, RetryOn, SOCKET_PATH_BYTES_MAX, Scheme, Settings, SourceKind, StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use sticky::{StickyToken, sticky_key_mistake};

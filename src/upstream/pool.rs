@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
 use geo::UnitVector;
@@ -81,12 +82,13 @@ impl Pool {
     }
 
     /// Reads the credentials for the origins, and the keys of sticky visitors, again if their files
-    /// have changed (blocking). Returns whether they had.
+    /// have changed, and gets credentials again that expire soon (blocking). Returns whether there are others.
     ///
     /// # Errors
     /// A file cannot be used; the credentials of before stay in use until a file changes again.
-    pub(crate) fn reload_credentials(&self) -> Result<bool, PoolError> {
-        let access = self.access.as_ref().map(|access| access.reload_if_changed(&self.settings));
+    pub(crate) fn reload_credentials(&self, now: SystemTime) -> Result<bool, PoolError> {
+        let reload = |access: &OriginAccess| access.reload_if_changed(&self.settings, now);
+        let access = self.access.as_deref().map(reload);
         let sticky = self.sticky.as_ref().map(|sticky| sticky.reload_if_changed(&self.settings));
         Ok(access.transpose()?.unwrap_or_default() | sticky.transpose()?.unwrap_or_default())
     }

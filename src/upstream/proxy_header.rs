@@ -101,15 +101,24 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&header), expected);
         };
         check("192.0.2.7:5", "198.51.100.1:443", "PROXY TCP4 192.0.2.7 198.51.100.1 5 443\r\n");
-        check("[::ffff:192.0.2.7]:5", "198.51.100.1:443", "PROXY TCP4 192.0.2.7 198.51.100.1 5 443\r\n");
+        check(
+            "[::ffff:192.0.2.7]:5",
+            "198.51.100.1:443",
+            "PROXY TCP4 192.0.2.7 198.51.100.1 5 443\r\n",
+        );
         check("[2001:db8::7]:0", "[::1]:80", "PROXY TCP6 2001:db8::7 ::1 0 80\r\n");
-        check("[2001:db8::7]:1", "127.0.0.1:80", "PROXY TCP6 2001:db8::7 ::ffff:127.0.0.1 1 80\r\n");
+        check(
+            "[2001:db8::7]:1",
+            "127.0.0.1:80",
+            "PROXY TCP6 2001:db8::7 ::ffff:127.0.0.1 1 80\r\n",
+        );
         assert_eq!(header(ProxyVersion::V1, None), b"PROXY UNKNOWN\r\n");
     }
 
     #[test]
     fn version_2_has_the_addresses_and_then_the_ports() {
-        let of = |client, destination| header(ProxyVersion::V2, Some(&proxied(client, destination)));
+        let of =
+            |client, destination| header(ProxyVersion::V2, Some(&proxied(client, destination)));
         let four = of("192.0.2.7:258", "198.51.100.1:443");
         let expected = [192, 0, 2, 7, 198, 51, 100, 1, 1, 2, 1, 187];
         assert_eq!(four, [SIGNATURE_V2, &[0x21, 0x11, 0, 12], &expected].concat());

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::deadline::monotonic_ms;
-use super::discovery::SavedAnswer;
 use super::members::{KnownMembers, ListedOrigin, Member, Members, MembersBuild};
 use super::overrides::{OriginOverride, OverrideChange, Overrides};
 use super::settings::{MemberSource, Origin, PoolDefinition, PoolError, PoolSettings};
@@ -35,6 +34,17 @@ pub(super) struct SourceRecord {
     answered_ms: Option<i64>,
     /// Why it has given no answer since.
     pub(super) failure: Option<Arc<str>>,
+}
+
+/// The last good answer of a source.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SavedAnswer {
+    /// The source as in the configuration, such as `srv http://_http._tcp.app.internal`.
+    pub source: String,
+    /// The time since the answer.
+    pub age: Duration,
+    /// Its origins. Never empty.
+    pub origins: Vec<Origin>,
 }
 
 impl SourceRecord {

@@ -85,7 +85,10 @@ fn a_new_database_is_verified_and_replaces_the_one_in_use_of_a_running_node() {
     let said = update(&["--config", &config, "--json"], &next).expect("a good database");
     let report: Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!((&report["type"], &report["made"]), (&"Country".into(), &"2025-01-12".into()));
-    assert_eq!((&report["replaced"], &report["known_addresses"]["found"]), (&true.into(), &1.into()));
+    assert_eq!(
+        (&report["replaced"], &report["known_addresses"]["found"]),
+        (&true.into(), &1.into())
+    );
     assert_eq!(folder.names(), ["country.mmdb", "country.mmdb.old", "next.mmdb"]);
     assert_eq!(std::fs::read(&target).ok(), std::fs::read(&next).ok());
     until("the node has loaded it", || answer() == "america");
@@ -109,7 +112,7 @@ fn a_database_that_is_no_successor_is_refused_with_its_reason_unless_forced() {
     refused(b"<html>404</html>", "not an mmdb database");
     let whole = database("Country", 20_001, &KNOWN);
     let end = whole.len() / 2;
-    refused(&whole[end..], "damaged or incomplete");
+    refused(&whole[end..], "search tree extends beyond");
     refused(&database("City", 20_001, &KNOWN), "is a database of type \"City\"");
     refused(&database("Country", 19_999, &KNOWN), "was made on 2024-10-03");
     let poor = database("Country", 20_001, &[("192.0.2.0", "DE")]);
@@ -135,7 +138,10 @@ fn the_first_database_needs_no_configuration_and_a_damaged_one_is_replaced() {
     let target = folder.0.path().join("country.mmdb");
     let into = target.display().to_string();
     let said = update(&["--into", &into], &file).expect("a good database");
-    assert!(said.contains("3 of 7 known addresses") && said.contains("older than 90 days"), "{said}");
+    assert!(
+        said.contains("3 of 7 known addresses") && said.contains("older than 90 days"),
+        "{said}"
+    );
     assert_eq!(folder.names(), ["country.mmdb", "next.mmdb"]);
     std::fs::write(&target, b"damaged").expect("a file");
     update(&["--into", &into], &file).expect("a good database");

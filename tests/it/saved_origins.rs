@@ -54,7 +54,9 @@ impl Restarted {
 }
 
 fn text(sources: &str, resolver: &str) -> String {
-    format!("[pools.main]\norigins = [{sources}]\n[sites.all]\nhosts = \"*\"\n[resolver]\n{resolver}\n")
+    format!(
+        "[pools.main]\norigins = [{sources}]\n[sites.all]\nhosts = \"*\"\n[resolver]\n{resolver}\n"
+    )
 }
 
 #[test]

@@ -4,17 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use serde_json::Value;
 use skerry::Clock;
 use tempfile::TempDir;
 
 use crate::clients::{python, run_with_input};
 use crate::harness::origin::ReceivedRequest;
-use crate::harness::{Answer, Edge, Origin, Process, Random, Request, until};
+use crate::harness::{Answer, Edge, Origin, Process, Random, Request, skerry, until};
 
 const KEY_ID: &str = "AKIDEXAMPLE";
 const SECRET_KEY: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -396,4 +398,119 @@ fn fields(random: &mut Random) -> Vec<String> {
     ]);
     let chosen = all.into_iter().filter(|_| random.below(3) == 0);
     chosen.map(|(name, value)| format!("{name}: {value}")).collect()
+}
+
+#[test]
+fn health_checks_of_a_private_bucket_are_signed() {
+    let check = "check = { path = \"/health?b=2&a=%20\", interval = \"200ms\", timeout = \"200ms\", rise = 1, assume = \"down\" }\n\
+                 secret_header = { name = \"X-Origin-Secret\", file = \"/proc/sys/kernel/ostype\" }";
+    let bucket = Bucket::with(check, answer);
+    // The bucket refuses a check without a signature.
+    let last_check = || {
+        let report = bucket.edge.admin("GET", "/origins", "");
+        let report: Value = serde_json::from_str(report.text()).expect("JSON");
+        report["pools"][0]["origins"][0]["last_check"].clone()
+    };
+    until("a check has passed", || last_check()["passed"] == true);
+    let received = bucket.origin.received();
+    let check = received.iter().find(|request| request.target.starts_with("/health"));
+    let check = check.expect("a check");
+    assert_eq!(check.header("x-origin-secret"), Some("Linux"));
+    assert_eq!(verify(check, SECRET_KEY), Ok(()));
+}
+
+/// A metadata service that speaks version 2 alone. Its first keys expire in five minutes and a second.
+fn metadata_service() -> Origin {
+    let given = AtomicUsize::new(0);
+    let roles = "/latest/meta-data/iam/security-credentials/";
+    Origin::start(move |request| {
+        let has_token = request.header("x-aws-ec2-metadata-token") == Some("TOKEN");
+        match (request.method.as_str(), request.target.as_str()) {
+            ("PUT", "/latest/api/token")
+                if request.header("x-aws-ec2-metadata-token-ttl-seconds").is_some() =>
+            {
+                Answer::ok("TOKEN")
+            }
+            _ if !has_token => Answer::status(401),
+            ("GET", target) if target == roles => Answer::ok("edge"),
+            ("GET", target) if target.strip_prefix(roles) == Some("edge") => {
+                let (secret, left) = match given.fetch_add(1, Ordering::SeqCst) {
+                    0 => ("first", Duration::from_secs(301)),
+                    _ => (SECRET_KEY, Duration::from_secs(3600)),
+                };
+                let expire = humantime::format_rfc3339_seconds(SystemTime::now() + left);
+                Answer::ok(format!(
+                    "{{\"Code\": \"Success\", \"AccessKeyId\": \"{KEY_ID}\", \"SecretAccessKey\": \"{secret}\", \
+                     \"Token\": \"session/{secret}\", \"Expiration\": \"{expire}\"}}"
+                ))
+            }
+            _ => Answer::status(404),
+        }
+    })
+}
+
+#[test]
+fn a_node_uses_the_role_of_its_instance_and_gets_new_keys_before_they_expire() {
+    let service = metadata_service();
+    let bucket = Origin::start(|request| {
+        let is_signed_with = |secret| verify(request, secret).is_ok();
+        let token = request.header("x-amz-security-token").unwrap_or_default().to_owned();
+        match (is_signed_with("first"), is_signed_with(SECRET_KEY)) {
+            (false, false) => Answer::status(403),
+            _ => Answer::ok(token),
+        }
+    });
+    let edge = Edge::with(&format!(
+        "[pools.bucket]\norigins = {:?}\nhost = \"bucket.s3.example\"\n\
+         [pools.bucket.sign]\nkind = \"aws-sigv4\"\nregion = \"eu-central-1\"\ncredentials = \"instance {}\"\n\
+         [sites.all]\nhosts = \"*\"\ncache.enabled = false\n",
+        bucket.url(),
+        service.url()
+    ));
+    let first = edge.get("/object");
+    assert!(first.status == 200 && first.text().starts_with("session/"), "{first:?}");
+    let renewed = format!("session/{SECRET_KEY}");
+    until("the keys are renewed", || edge.get("/object").text() == renewed);
+    let received = service.received();
+    assert_eq!(received.len(), 6, "three requests for each set of keys");
+    let refused = received.iter().filter(|request| {
+        request.method == "GET" && request.header("x-aws-ec2-metadata-token").is_none()
+    });
+    assert_eq!(refused.count(), 0, "version 1 is never tried");
+}
+
+#[test]
+fn without_keys_of_the_instance_a_node_does_not_start_and_says_which_request_failed() {
+    let service = Origin::start(|_| Answer::status(403));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("edge.toml");
+    let text = format!(
+        "[pools.bucket]\norigins = \"http://127.0.0.1:9\"\nhost = \"origin\"\n\
+         [pools.bucket.sign]\nkind = \"aws-sigv4\"\nregion = \"eu-central-1\"\ncredentials = \"instance {}\"\n\
+         [sites.all]\nhosts = \"*\"\n[store]\ndisk = \"none\"\n",
+        service.url()
+    );
+    std::fs::write(&file, text).expect("a file");
+    let (file, data) =
+        (file.display().to_string(), folder.path().join("data").display().to_string());
+    let check = skerry(&["check", &file]);
+    assert!(check.status.success(), "a check asks no instance");
+    assert_eq!(service.request_count(), 0);
+    let run = skerry(&[
+        "run",
+        "--config",
+        &file,
+        "--data-dir",
+        &data,
+        "--http",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+    ]);
+    let error = String::from_utf8(run.stderr).expect("text");
+    let expected = format!(
+        "pool bucket: no credentials of the instance: PUT {}/latest/api/token: status 403: expected 200",
+        service.url()
+    );
+    assert!(!run.status.success() && error.contains(&expected), "{error}");
 }

@@ -593,7 +593,9 @@ fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
     );
     check(
         &pool("origins = [\"http://a\", { url = \"http://a:80\", priority = 1 }]"),
-        &["3:11: http://a:80 is listed twice, with different priorities or coordinates: list it once"],
+        &[
+            "3:11: http://a:80 is listed twice, with different priorities or coordinates: list it once",
+        ],
     );
     check(
         "pool = \"main\"\n[node]\nlongitude = 181\n",
@@ -1259,12 +1261,64 @@ fn retries_that_cannot_work_are_mistakes() {
 #[test]
 fn a_unix_socket_is_an_origin_and_its_mistakes_are_named() {
     let long = format!("unix:/{}", "x".repeat(107));
+    let url = |place: &str, found: &str, remedy: &str| {
+        format!(
+            "{place}: pools.c.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", \
+             found {found:?}; {remedy}"
+        )
+    };
+    let expected = [
+        url("5:12", "unix:app.sock", "write the absolute path of a Unix socket, as in \"unix:/run/app.sock\""),
+        url("5:29", &long, "the path of a Unix socket has at most 107 bytes, this one 108"),
+        url("5:146", "https://unix:/run/a", "write \"unix:/PATH\" for a Unix socket, which has no TLS"),
+        "7:19: pools.d.origins: expected the name of SRV records with the scheme of the origins and without port, such as \"http://_http._tcp.app.internal\", found \"unix:/run/app.sock\"".to_owned(),
+    ];
     check(
         &format!(
-            "[pools.b]\norigins = [\"unix:/run/app.sock\", {{ url = \"unix:///run/b.sock\", weight = 2 }}]\n\
+            "pool = \"main\"\n[pools.b]\n\
+             origins = [\"unix:/run/app.sock\", {{ url = \"unix:///run/b.sock\", weight = 2 }}]\n\
              [pools.c]\norigins = [\"unix:app.sock\", \"{long}\", \"https://unix:/run/a\"]\n\
-             [pools.d]\norigins = {{ srv = \"unix:/run/app.sock\" }}\n[sites.www]\npool = \"main\"\n"
+             [pools.d]\norigins = {{ srv = \"unix:/run/app.sock\" }}\n"
         ),
-        &[],
+        &expected.each_ref().map(String::as_str),
+    );
+}
+
+#[test]
+fn a_pool_that_states_its_clients_speaks_http1() {
+    check(
+        "pool = \"main\"\n[pools.b]\norigins = \"http://a\"\nprotocol = \"http2\"\nsend_proxy_protocol = \"v1\"\n",
+        &[
+            "5:23: a connection with a PROXY protocol header serves one client, and HTTP/2 is for many: set protocol = \"http1\"",
+        ],
+    );
+    let config = read_text(&format!(
+        "{MINIMAL}pool = \"main\"\n[pools.b]\norigins = \"https://a\"\nsend_proxy_protocol = \"v2\"\n"
+    ));
+    let config = config.expect("no mistakes");
+    let pool = config.upstream.pools.iter().find(|pool| &*pool.settings.name == "b");
+    assert_eq!(pool.expect("the pool").settings.protocol, upstream::Protocol::Http1);
+}
+
+#[test]
+fn keys_of_the_instance_exclude_those_of_a_file() {
+    let sign = |more: &str| {
+        format!(
+            "pool = \"main\"\n[pools.b]\norigins = \"http://a\"\nhost = \"origin\"\n[pools.b.sign]\n\
+             kind = \"aws-sigv4\"\nregion = \"r\"\n{more}"
+        )
+    };
+    check(&sign("credentials = \"instance http://[fd00:ec2::254]\"\n"), &[]);
+    check(
+        &sign("credentials = \"instance http://metadata.internal\"\n"),
+        &[
+            "8:15: pools.b.sign.credentials: expected \"auto\", \"instance\", or \"instance URL\" with the address of a metadata service, such as \"instance http://169.254.169.254\", found \"instance http://metadata.internal\"",
+        ],
+    );
+    check(
+        &sign("credentials_file = \"/dev/null\"\ncredentials = \"instance\"\n"),
+        &[
+            "8:20: \"credentials_file\" has no effect with credentials = \"instance\": remove one of both",
+        ],
     );
 }

@@ -76,8 +76,13 @@ impl HttpReader {
     /// `None`: the document has not changed.
     async fn ask(&mut self) -> Result<Option<Vec<Origin>>, SourceFailure> {
         let server = self.server.as_ref().map_err(failure)?;
-        let target =
-            Target { pool: &self.pool, origin: server, turn: random_u64() as usize, upgrade: true, preface: &[] };
+        let target = Target {
+            pool: &self.pool,
+            origin: server,
+            turn: random_u64() as usize,
+            upgrade: true,
+            preface: &[],
+        };
         let dialed = dial(&target, &self.resolver).await.map_err(failure)?;
         let request = self.request(server)?;
         let response = match dialed.stream {

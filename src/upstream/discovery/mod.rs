@@ -39,7 +39,6 @@ use reader::SourceReader;
 use reply::{SourceNews, SourceReply};
 
 pub(crate) use document::read_members_file;
-pub(crate) use saved::SavedAnswer;
 
 /// The tasks of all sources. They end when it is dropped.
 pub(crate) struct Discovery {

@@ -1,21 +1,8 @@
 //! The last answers of sources, for a file that survives a restart: a node whose sources do not answer when it
 //! starts has the origins of before.
 
-use std::time::Duration;
-
 use super::super::pool::Pool;
-use super::super::settings::Origin;
-
-/// The last good answer of a source.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SavedAnswer {
-    /// The source as in the configuration, such as `srv http://_http._tcp.app.internal`.
-    pub source: String,
-    /// The time since the answer.
-    pub age: Duration,
-    /// Its origins. Never empty.
-    pub origins: Vec<Origin>,
-}
+use super::super::roster::SavedAnswer;
 
 impl Pool {
     /// The last good answer of each source that has given one.

@@ -36,6 +36,7 @@ use super::machine::Event;
 use super::record::record;
 use super::view::HealthClass;
 use super::{LastCheck, grpc};
+use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 use crate::random::random_u64;
 
@@ -57,12 +58,19 @@ struct Task {
 struct Parts {
     resolver: Arc<Resolver>,
     recorder: Recorder,
+    clock: Clock,
 }
 
 impl Checks {
     /// No checks yet. They will run on `background`.
-    pub(crate) fn new(resolver: Arc<Resolver>, recorder: Recorder, background: Handle) -> Self {
-        Self { tasks: HashMap::new(), parts: Parts { resolver, recorder }, background }
+    pub(crate) fn new(
+        resolver: Arc<Resolver>,
+        recorder: Recorder,
+        clock: Clock,
+        background: Handle,
+    ) -> Self {
+        let parts = Parts { resolver, recorder, clock };
+        Self { tasks: HashMap::new(), parts, background }
     }
 
     /// Checks these pools from now on, and no other. Checks of a pool that stays go on undisturbed.
@@ -160,7 +168,7 @@ async fn test(
     check: &Check,
     pool: &Pool,
     member: &Member,
-    Parts { resolver, .. }: &Parts,
+    Parts { resolver, clock, .. }: &Parts,
 ) -> Result<(), String> {
     let turn = random_u64() as usize;
     // A check speaks HTTP/1.1 unless the pool requires HTTP/2. A call of gRPC always speaks HTTP/2.
@@ -173,7 +181,11 @@ async fn test(
         CheckKind::Tcp => Ok(()),
         CheckKind::Http(http) => {
             let Dialed { stream, http2, .. } = dialed;
-            let request = check_request(http, member, http2).map_err(|error| error.to_string())?;
+            let request = check_request(http, member, http2);
+            let mut request = request.map_err(|error| error.to_string())?;
+            if let Some(access) = &pool.access {
+                access.authorize_check(&mut request, clock.now());
+            }
             exchange(request, stream, http2, async |response| judge(http, response).await).await
         }
         CheckKind::Grpc(grpc) => {

@@ -72,8 +72,7 @@ impl Outgoing<'_> {
         let ticket = ticket.ok_or_else(|| refused(QueueRefusal::Full, None))?;
         let began = self.core.clock.instant();
         let placed = ticket.place(queue.wait_max, place).await;
-        let placed =
-            placed.ok_or_else(|| refused(QueueRefusal::Late, Some(queue.wait_max)))?;
+        let placed = placed.ok_or_else(|| refused(QueueRefusal::Late, Some(queue.wait_max)))?;
         let queued = self.core.clock.instant() - began;
         self.queued.set(self.queued.get() + queued);
         recorder.observe(Metric::UpstreamQueueWait, queued);

@@ -173,7 +173,10 @@ mod tests {
         for url in ["unix:/run/app.sock", "unix:///run/app.sock"] {
             let origin = Origin::parse(url).expect(url);
             assert_eq!(origin.url(), "unix:/run/app.sock");
-            assert_eq!((origin.place(), origin.authority()), (origin.url(), "localhost".to_owned()));
+            assert_eq!(
+                (origin.place(), origin.authority()),
+                (origin.url(), "localhost".to_owned())
+            );
             assert_eq!(Origin::parse(&origin.url()), Some(origin));
         }
         let of_length = |length: usize| format!("unix:/{}", "x".repeat(length - 1));

@@ -212,6 +212,14 @@ pub(crate) enum PoolError {
         /// The mistake in them. Quotes no secret.
         reason: String,
     },
+    /// Credentials of the instance that its metadata service does not give.
+    #[error("pool {pool}: no credentials of the instance: {reason}")]
+    Instance {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// The request that failed, and why. Quotes no secret.
+        reason: String,
+    },
     /// TLS that cannot be set up (a key that does not fit, say).
     #[error("pool {pool}: {source}")]
     Tls {

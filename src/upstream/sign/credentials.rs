@@ -73,7 +73,8 @@ impl Credentials {
         .map_err(|error| format!("profile [{profile}]: {error}"))
     }
 
-    fn new(
+    /// Keys with the names that errors give them. No error quotes a value.
+    pub(super) fn new(
         (id_name, key_id): (&str, Option<String>),
         (secret_name, secret_key): (&str, Option<String>),
         (token_name, session_token): (&str, Option<String>),

@@ -6,18 +6,21 @@
 //! ([`sigv4::authorization`]). Which requests reach a pool is decided in other rooms.
 
 mod credentials;
+mod instance;
 mod settings;
 mod sigv4;
 mod target;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http_body_util::Empty;
 
 use super::settings::{PoolError, PoolSettings};
 use crate::body::{Body, BodySource};
@@ -35,6 +38,8 @@ pub(super) struct OriginAccess {
     secret_field: Option<(HeaderName, ArcSwap<HeaderValue>)>,
     /// The files of the secrets, as they were when they were last read.
     files: Mutex<Vec<(PathBuf, Option<Stamp>)>>,
+    /// When credentials of the instance are got again. `None`: the pool has none.
+    renewal: Mutex<Option<SystemTime>>,
 }
 
 impl OriginAccess {
@@ -48,31 +53,61 @@ impl OriginAccess {
         }
         // Before the files are read: a change while they are read is noticed.
         let files = Mutex::new(stamps(settings));
+        let mut renewal = None;
         let signing = settings.signing.clone();
         let signing = signing.map(|signing| {
-            let credentials = read_credentials(settings, &signing)?;
+            let (credentials, expire) = read_credentials(settings, &signing)?;
+            renewal = expire.map(renewal_before);
             Ok((signing, ArcSwap::from_pointee(credentials)))
         });
         let secret_field = settings.secret_field.as_ref().map(|field| {
             Ok((field.name.clone(), ArcSwap::from_pointee(read_secret(settings, field)?)))
         });
         let (signing, secret_field) = (signing.transpose()?, secret_field.transpose()?);
-        Ok(Some(Box::new(Self { signing, secret_field, files })))
+        let renewal = Mutex::new(renewal);
+        Ok(Some(Box::new(Self { signing, secret_field, files, renewal })))
     }
 
-    /// Reads the files again if one of them has changed (blocking). Returns whether one had.
+    /// Reads the files again if one of them has changed, and gets credentials that expire soon again
+    /// (blocking). Returns whether there are others now.
     ///
     /// # Errors
-    /// A file cannot be used; the credentials of before stay in use until a file changes again.
-    pub(super) fn reload_if_changed(&self, settings: &PoolSettings) -> Result<bool, PoolError> {
+    /// A file, or the answer of the metadata service, cannot be used; the credentials of before stay in use until a
+    /// file changes again, or the service is asked again.
+    pub(super) fn reload_if_changed(
+        &self,
+        settings: &PoolSettings,
+        now: SystemTime,
+    ) -> Result<bool, PoolError> {
+        let is_renewed = self.renew_if_due(settings, now)?;
+        Ok(self.reload_changed_files(settings)? | is_renewed)
+    }
+
+    fn renew_if_due(&self, settings: &PoolSettings, now: SystemTime) -> Result<bool, PoolError> {
+        let Some((signing, current)) = &self.signing else { return Ok(false) };
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        if renewal.is_none_or(|at| now < at) {
+            return Ok(false);
+        }
+        // If it fails: not each time that files are looked at.
+        *renewal = Some(now + RENEWAL_PAUSE);
+        let (credentials, expire) = read_credentials(settings, signing)?;
+        current.store(credentials.into());
+        *renewal = expire.map(|expire| renewal_before(expire).max(now + RENEWAL_PAUSE));
+        Ok(true)
+    }
+
+    fn reload_changed_files(&self, settings: &PoolSettings) -> Result<bool, PoolError> {
         let stamps = stamps(settings);
         let mut files = self.lock_files();
         if *files == stamps {
             return Ok(false);
         }
         *files = stamps;
-        if let Some((signing, current)) = &self.signing {
-            current.store(read_credentials(settings, signing)?.into());
+        if let Some((signing, current)) = &self.signing
+            && matches!(signing.credentials, CredentialsSource::File { .. })
+        {
+            current.store(read_credentials(settings, signing)?.0.into());
         }
         if let (Some((_, current)), Some(field)) = (&self.secret_field, &settings.secret_field) {
             current.store(read_secret(settings, field)?.into());
@@ -83,11 +118,20 @@ impl OriginAccess {
     /// Adds the secret field and the signature to a request that has its `Host` or `:authority`
     /// already. `now` is the time of the attempt: origins refuse a signature that is minutes old.
     pub(super) fn authorize(&self, request: &mut Request<Body>, now: SystemTime) {
+        self.add_to(request, payload, now);
+    }
+
+    /// The same for a health check, which has no content.
+    pub(super) fn authorize_check(&self, request: &mut Request<Empty<Bytes>>, now: SystemTime) {
+        self.add_to(request, |_| sigv4::EMPTY_SHA256.to_owned(), now);
+    }
+
+    fn add_to<B>(&self, request: &mut Request<B>, payload: impl Fn(&B) -> String, now: SystemTime) {
         if let Some((name, value)) = &self.secret_field {
             request.headers_mut().insert(name.clone(), HeaderValue::clone(&value.load()));
         }
         if let Some((signing, credentials)) = &self.signing {
-            sign(request, signing, &credentials.load(), now);
+            sign(request, payload, (signing, &credentials.load()), now);
         }
     }
 
@@ -101,6 +145,8 @@ pub(crate) fn credential_mistakes(settings: &PoolSettings) -> Vec<(&'static str,
     let signing = settings.signing.as_ref().and_then(|signing| {
         let option = match signing.credentials {
             CredentialsSource::File { .. } => "credentials_file",
+            // `check` runs anywhere: only a node asks its instance.
+            CredentialsSource::Instance { .. } => return None,
             CredentialsSource::Environment => "kind",
         };
         read_credentials(settings, signing).err().map(|error| (option, error))
@@ -112,10 +158,10 @@ pub(crate) fn credential_mistakes(settings: &PoolSettings) -> Vec<(&'static str,
 
 /// Signs a request whose method is to be signed. The client's own `Authorization` and `X-Amz-*`
 /// fields are removed: with the node's signature they could act in the name of the node.
-fn sign(
-    request: &mut Request<Body>,
-    signing: &Signing,
-    credentials: &Credentials,
+fn sign<B>(
+    request: &mut Request<B>,
+    payload: impl Fn(&B) -> String,
+    (signing, credentials): (&Signing, &Credentials),
     now: SystemTime,
 ) {
     if !signing.methods.contains(request.method()) {
@@ -154,7 +200,7 @@ fn sign(
 
 /// Sends the target as it is signed. An origin that decodes and encodes it again, as S3 does, then
 /// gets the same text whatever it makes of characters that need no encoding.
-fn send_to(request: &mut Request<Body>, target: &CanonicalTarget) {
+fn send_to<B>(request: &mut Request<B>, target: &CanonicalTarget) {
     // The encoded form of a very long target may be too long for a URI. The origin encodes such a
     // target itself.
     let Ok(path_and_query) = PathAndQuery::try_from(target.to_string()) else { return };
@@ -200,23 +246,37 @@ fn text_value(text: &str) -> HeaderValue {
 fn stamps(settings: &PoolSettings) -> Vec<(PathBuf, Option<Stamp>)> {
     let credentials = settings.signing.as_ref().and_then(|signing| match &signing.credentials {
         CredentialsSource::File { path, .. } => Some(path),
-        CredentialsSource::Environment => None,
+        CredentialsSource::Instance { .. } | CredentialsSource::Environment => None,
     });
     let secret = settings.secret_field.as_ref().map(|field| &field.file);
     let files = credentials.into_iter().chain(secret);
     files.map(|path| (path.clone(), Stamp::of(path))).collect()
 }
 
-fn read_credentials(settings: &PoolSettings, signing: &Signing) -> Result<Credentials, PoolError> {
+/// The credentials, and when they expire, if that is known.
+fn read_credentials(
+    settings: &PoolSettings,
+    signing: &Signing,
+) -> Result<(Credentials, Option<SystemTime>), PoolError> {
     let pool = settings.name.clone();
     match &signing.credentials {
         CredentialsSource::File { path, profile } => Credentials::read(path, profile)
+            .map(|credentials| (credentials, None))
             .map_err(|reason| PoolError::File { pool, path: path.clone(), reason }),
+        CredentialsSource::Instance { endpoint } => instance::fetch(*endpoint)
+            .map(|found| (found.credentials, Some(found.expire)))
+            .map_err(|reason| PoolError::Instance { pool, reason }),
         CredentialsSource::Environment => {
             Credentials::from_variables(|name| std::env::var(name).ok())
+                .map(|credentials| (credentials, None))
                 .map_err(|reason| PoolError::Environment { pool, reason })
         }
     }
+}
+
+/// New credentials are there well before the old ones expire.
+fn renewal_before(expire: SystemTime) -> SystemTime {
+    expire.checked_sub(RENEWAL_MARGIN).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn read_secret(settings: &PoolSettings, field: &SecretField) -> Result<HeaderValue, PoolError> {
@@ -238,6 +298,10 @@ fn secret_value(path: &Path) -> Result<HeaderValue, String> {
     })
 }
 
+/// Metadata services give new credentials at least five minutes before the old ones expire.
+const RENEWAL_MARGIN: Duration = Duration::from_secs(300);
+/// The least time between two questions to a metadata service.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 const AMAZON_PREFIX: &str = "x-amz-";
 const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const AMZ_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");

@@ -1,6 +1,7 @@
 //! The settings of access to private origins. They name secrets and hold none, so that they can be
 //! compared, logged and shown.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -28,6 +29,12 @@ pub(crate) enum CredentialsSource {
         path: PathBuf,
         /// The section of the file.
         profile: Arc<str>,
+    },
+    /// The metadata service of the cloud instance that the node runs on (IMDSv2). They are got again before they
+    /// expire.
+    Instance {
+        /// Where the service listens.
+        endpoint: SocketAddr,
     },
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, if set, `AWS_SESSION_TOKEN`.
     Environment,

@@ -127,7 +127,7 @@ fn nothing_that_is_shown_of_a_signed_request_has_the_signature() {
 
 fn signed(mut request: Request<Body>) -> Request<Body> {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
-    sign(&mut request, &signing("us-east-1"), &credentials("AKID", "key"), now);
+    sign(&mut request, payload, (&signing("us-east-1"), &credentials("AKID", "key")), now);
     request
 }
 

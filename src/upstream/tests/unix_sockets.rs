@@ -5,6 +5,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 
 use super::*;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 
 /// An application behind a socket in a folder of its own.
@@ -164,7 +165,8 @@ async fn checks_go_over_the_socket() {
         let metrics = Metrics::new(1);
         let resolver =
             Resolver::new(DnsSettings::default(), Handle::current(), metrics.background());
-        let mut checks = Checks::new(resolver, metrics.background(), Handle::current());
+        let mut checks =
+            Checks::new(resolver, metrics.background(), Clock::system(), Handle::current());
         checks.replace(&pools);
         assert_eq!(up(&pool), [false]);
         loop {

@@ -1,5 +1,7 @@
 //! Reads `[pools.NAME.sign]` and `[pools.NAME.secret_header]`.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,9 +10,14 @@ use http::header::{
     UPGRADE,
 };
 use http::{HeaderName, Method};
+use toml::Spanned;
+use toml::de::DeValue;
 
-use crate::config::reader::Section;
-use crate::upstream::{self, CredentialsSource, HostHeader, PoolSettings, SecretField, Signing};
+use crate::config::reader::{Reader, Section};
+use crate::config::values::{Value, text};
+use crate::upstream::{
+    self, CredentialsSource, HostHeader, Origin, PoolSettings, Scheme, SecretField, Signing,
+};
 
 /// Reads how the node shows private origins who it is.
 pub(super) fn read_access(section: &Section<'_>, pool: &mut PoolSettings) {
@@ -45,10 +52,11 @@ fn read_signing(section: &Section<'_>) -> Option<Signing> {
     let (mut path, mut profile) = (PathBuf::new(), Arc::<str>::from("default"));
     let has_file = section.read_file("credentials_file", &mut path);
     let has_profile = section.read("profile", &mut profile);
+    let keys = read_key_source(section, has_file);
     let mut methods = vec![Method::GET, Method::HEAD];
     section.read("methods", &mut methods);
     if kind.is_none() {
-        let others = ["region", "service", "credentials_file", "profile", "methods"];
+        let others = ["region", "service", "credentials", "credentials_file", "profile", "methods"];
         if others.iter().any(|name| section.has(name)) && !section.has("kind") {
             section.mistake("kind", "set \"kind\", such as kind = \"aws-sigv4\"");
         }
@@ -74,12 +82,66 @@ fn read_signing(section: &Section<'_>) -> Option<Signing> {
             "\"profile\" names a section of \"credentials_file\": set both, or neither",
         );
     }
-    let credentials = match has_file {
-        true => CredentialsSource::File { path, profile },
-        false => CredentialsSource::Environment,
+    let credentials = match keys {
+        KeySource::NotRead if section.has("credentials") => return None,
+        KeySource::Instance(endpoint) => CredentialsSource::Instance { endpoint },
+        _ if has_file => CredentialsSource::File { path, profile },
+        _ => CredentialsSource::Environment,
     };
     Some(Signing { region, service, credentials, methods })
 }
+
+fn read_key_source(section: &Section<'_>, has_file: bool) -> KeySource {
+    let mut source = KeySource::NotRead;
+    section.read("credentials", &mut source);
+    if matches!(source, KeySource::Instance(_)) && has_file {
+        section.mistake(
+            "credentials_file",
+            "\"credentials_file\" has no effect with credentials = \"instance\": remove one of both",
+        );
+    }
+    source
+}
+
+/// `"auto"`, `"instance"` or `"instance URL"`.
+enum KeySource {
+    /// The option is not there, or cannot be read.
+    NotRead,
+    Auto,
+    /// The metadata service of the instance.
+    Instance(SocketAddr),
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRead | Self::Auto => write!(f, "\"auto\""),
+            Self::Instance(endpoint) => write!(f, "\"instance http://{endpoint}\""),
+        }
+    }
+}
+
+impl Value for KeySource {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"auto\", \"instance\", or \"instance URL\" with the address of a metadata service, such as \
+                        \"instance http://169.254.169.254\"";
+        text(value, reader, expected, |text| match (text, text.split_once(' ')) {
+            ("auto", _) => Some(Self::Auto),
+            ("instance", _) => Some(Self::Instance(SocketAddr::from((METADATA_SERVICE, 80)))),
+            (_, Some(("instance", url))) => address_in(url).map(Self::Instance),
+            _ => None,
+        })
+    }
+}
+
+/// The address in `http://ADDRESS` or `http://ADDRESS:PORT`.
+fn address_in(url: &str) -> Option<SocketAddr> {
+    let origin = Origin::parse(url).filter(|origin| origin.scheme == Scheme::Http)?;
+    Some(SocketAddr::new(origin.host.parse().ok()?, origin.port))
+}
+
+/// The link-local address of the metadata services of AWS and others.
+const METADATA_SERVICE: [u8; 4] = [169, 254, 169, 254];
 
 fn read_secret_field(section: &Section<'_>) -> Option<SecretField> {
     let mut field =

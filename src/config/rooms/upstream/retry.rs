@@ -56,7 +56,11 @@ pub(super) fn read_retry(section: &Section<'_>, deadlines: &Deadlines, retry: &m
         let (max, found) = (Size(HOLD_MAX), Size(retry.hold_response));
         section.mistake("hold_response", format!("expected at most {max:?}, found {found:?}"));
     }
-    section.read_above_zero("hold_time", &mut retry.hold_time, "set hold_response = 0 to hold none");
+    section.read_above_zero(
+        "hold_time",
+        &mut retry.hold_time,
+        "set hold_response = 0 to hold none",
+    );
     section.read_size_within("keep_request_body", &mut retry.keep_request_body, 0..=1 << 20);
     section.read_size_within("kept_bytes_max", &mut retry.kept_bytes_max, 0..=16 << 30);
     section.read_within("budget_percent", &mut retry.budget_percent, 0..=100);
