@@ -36,6 +36,7 @@ mod lookup;
 mod max_forwards;
 mod mirror;
 mod outcome;
+mod owner_form;
 mod pass;
 mod peer_calls;
 mod peer_requests;
@@ -191,7 +192,9 @@ pub(crate) fn serve(
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
     let body = request_content::prepare(body, &mut headers, &rule, &worker.recorder);
     let payload = Payload { body, switch };
-    let accepted = peer_requests::accepted(worker, &context, &headers);
+    // By the word of a peer about its client, or of the client itself.
+    let codings = context.hop.as_deref().and_then(|hop| hop.codings.as_deref());
+    let accepted = codings.map_or_else(|| worker.accepted(&headers), Accepted::parse);
     let (worker, fields) = (worker.clone(), Rc::new(headers));
     let mut visit = Visit {
         worker,

@@ -30,6 +30,14 @@ pub(crate) fn coded_tag(
     Some(tag)
 }
 
+/// The number in `form`, if that is the tag of stored content in this coding whose origin's tag is `origin`. Both are strong.
+pub(crate) fn number_of_form(origin: &[u8], coding: Coding, form: &[u8]) -> Option<u32> {
+    let digits = form.trim_ascii().strip_suffix(b"\"")?.rsplit(|byte| *byte == b'.').next()?;
+    let number = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    let tag = coded_tag(origin, Some(coding), Some(number))?;
+    (tag == form.trim_ascii() && !tag.starts_with(WEAK)).then_some(number)
+}
+
 /// The text between the quotes of an entity tag. `None` if it is malformed.
 pub(crate) fn text_of(tag: &[u8]) -> Option<&[u8]> {
     let tag = tag.trim_ascii();
@@ -95,6 +103,24 @@ mod tests {
         for malformed in ["v1", "\"v1", "w/\"v1\"", ""] {
             assert_eq!(coded(malformed, br, None), None, "{malformed}");
         }
+    }
+
+    #[test]
+    fn the_number_of_a_form_is_that_of_its_origins_tag_and_coding() {
+        let check = |origin: &str, form: &str, expected| {
+            let number = number_of_form(origin.as_bytes(), Coding::Brotli, form.as_bytes());
+            assert_eq!(number, expected, "{origin} {form}");
+        };
+        check("\"v1\"", "\"v1~br.1a2b3c4d\"", Some(0x1a2b_3c4d));
+        check("\"v1~br.00000001\"", "\"v1~br.00000001~br.00000002\"", Some(2));
+        for other in
+            ["\"v2~br.1a2b3c4d\"", "\"v1~gzip.1a2b3c4d\"", "\"v1~br.1A2B3C4D\"", "\"v1~br\""]
+        {
+            check("\"v1\"", other, None);
+        }
+        check("\"v1\"", "W/\"v1~br\"", None);
+        check("W/\"v1\"", "W/\"v1~br\"", None);
+        check("\"v1\"", "\"v1\"", None);
     }
 
     #[test]

@@ -85,17 +85,20 @@ pub(super) struct Received {
 }
 
 impl Visit {
+    /// Whether another node may own the key of this request. Without peers none does.
+    pub(super) fn may_ask_owner(&self) -> bool {
+        self.worker.region.is_some() && self.context.hop.is_none() && !self.leaves_peers_out
+    }
+
     /// The next hop of this request for `key`. Without peers it is the origin, which costs nothing.
     ///
     /// Call it after the purge sequence was read with which the response will be stored: the peer must have all
     /// purges that are in force here then.
     pub(super) async fn route_hop(&self, key: &CacheKey, content: HopContent) -> Route {
-        let Some(shared) = &self.worker.region else { return Route::Origin(None) };
-        let region = shared.load_full();
         // The owner of a region asks no other one.
-        if self.context.hop.is_some() || self.leaves_peers_out {
-            return Route::Origin(None);
-        }
+        let shared = self.worker.region.as_ref().filter(|_| self.may_ask_owner());
+        let Some(shared) = shared else { return Route::Origin(None) };
+        let region = shared.load_full();
         let now = self.worker.clock.instant();
         match region.next_hop(key.hash.0 as u64, &self.plan.digest, now) {
             NextHop::Origin(WhyOrigin::Own) => Route::Origin(Some(OwnLoad::begin(&region))),

@@ -10,7 +10,6 @@ use tokio::sync::watch;
 
 use super::errors;
 use super::outcome::PathError;
-use super::worker::Worker;
 use crate::context::{RequestContext, RequestId};
 use crate::fleet::NodeTable;
 use crate::guard::Normalised;
@@ -18,7 +17,6 @@ use crate::labels::PeerRefusal;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::peers::{HOP, Hop, PeerNames, PeerRequest};
-use crate::transform::Accepted;
 
 /// The hop of a peer's request. `None`: the request is not of a peer.
 ///
@@ -55,14 +53,6 @@ pub(super) fn believe(hop: Hop, context: &mut RequestContext, request: &mut Norm
     request.client = hop.client.to_canonical();
     context.id = RequestId(hop.id);
     context.hop = Some(Rc::new(hop));
-}
-
-/// The codings that the client of a request accepts: by the word of a peer, or its own.
-pub(super) fn accepted(worker: &Worker, context: &RequestContext, headers: &HeaderMap) -> Accepted {
-    match context.hop.as_deref().and_then(|hop| hop.codings.as_deref()) {
-        Some(codings) => Accepted::parse(codings),
-        None => worker.accepted(headers),
-    }
 }
 
 /// Whether the fleet has, or may have, a node with this name. A node that knows no other node, or not all of

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! form on disk ──────────────────────────────▶ read it
-//! join the form's fill ─┬ lead ─▶ source ─▶ recode ─▶ fill ─▶ store
+//! join the form's fill ─┬ lead ─▶ source ─▶ recode ─▶ fill ─▶ store      or, from another node that owns the key: form ─▶ fill
 //!                       ├ follow ────────────────────╯ read
 //!                       └ limits, failed ─▶ source ─▶ recode ─▶ this client alone
 //! ```
@@ -157,14 +157,23 @@ impl Visit {
         (reply, facts): (Reply, ResponseFacts),
         plan: RecodePlan,
     ) -> Reply {
-        let mut reply = match self.recoded(reply, &facts, plan).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                lead.release(None);
-                return self.finish_undecodable(&error, facts);
+        let coding = plan.recoding.coding();
+        let of_owner = match coding {
+            Some(coding) if self.may_ask_owner() => {
+                Box::pin(self.form_of_owner(&source.response, source.object, coding)).await
             }
+            _ => None,
         };
-        let form = self.new_form(plan.recoding.coding(), source.object);
+        let (mut reply, form) = match of_owner {
+            Some((form, body)) => (Reply { body, ..reply }, form),
+            None => match self.recoded(reply, &facts, plan).await {
+                Ok(reply) => (reply, self.new_form(coding, source.object)),
+                Err(error) => {
+                    lead.release(None);
+                    return self.finish_undecodable(&error, facts);
+                }
+            },
+        };
         let response = Arc::new(form_response(&source.response, form));
         let (follower, body) = (lead.follower(), std::mem::take(&mut reply.body));
         let store = self.worker.store.clone();

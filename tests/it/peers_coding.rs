@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::process::Signal;
+
 use crate::coding::{accept, decoded, html, text};
 use crate::harness::{Answer, Edge, Gate, Origin, Region, Request, Response, exchange, until};
 
@@ -211,4 +213,32 @@ fn content_that_the_origin_coded_is_decoded_once_in_the_region() {
     // For clients without a coding, and on the way to br.
     assert_eq!((decoded, encoded_count(&region, "br")), (2.0, 1.0));
     assert_eq!(origin.request_count(), 1);
+}
+
+#[test]
+fn a_node_that_has_the_response_gets_its_form_from_the_owner() {
+    let origin = sized_origin();
+    let Some((region, owners)) = Region::with_processes(2, &origin, "") else { return };
+    let node = &region.nodes[0];
+    let targets = (0..).map(|number| format!("/{number}-300000"));
+    let target = targets.filter(|target| region.owner_of(target) == 1).nth(1).expect("a target");
+    // While the owner is stopped, the node fetches and stores the response itself.
+    owners[0].signal(Signal::STOP);
+    check_content(&node.get(&target), &target, "");
+    owners[0].signal(Signal::CONT);
+    assert!(node.get(&target).is_hit());
+    until("the owner is asked again", || {
+        node.get("/probe-1000");
+        node.get(&format!("/{}-1000", origin.request_count()));
+        node.metric("skerry_peer_up{peer=\"n1\"") == 1.0
+    });
+    let first = node.get_with(&target, &["Accept-Encoding: br"]);
+    check_content(&first, &target, "br");
+    let of_owner = exchange(owners[0].http, "edge.test", &target, &["Accept-Encoding: br"]);
+    check_content(&of_owner, &target, "br");
+    assert_eq!((of_owner.header("etag"), of_owner.is_hit()), (first.header("etag"), true));
+    assert_eq!(of_owner.body, first.body);
+    let again = node.get_with(&target, &["Accept-Encoding: br"]);
+    assert_eq!((again.is_hit(), again.header("etag")), (true, first.header("etag")));
+    assert_eq!(encoded_count(&region, "br"), 0.0, "by the node itself");
 }

@@ -1,0 +1,37 @@
+//! The form of a response that is stored here, from the owner of its key: the region codes it once.
+
+use http::StatusCode;
+use http::header::{CONTENT_ENCODING, ETAG};
+
+use super::Visit;
+use super::asking::{HopContent, Received, Route};
+use super::lookup::LookupResult;
+use crate::body::Body;
+use crate::cache::{CacheKey, Form, Reason, StoredResponse};
+use crate::fields::Fields;
+use crate::fields::entity_tag::number_of_form;
+use crate::transform::Coding;
+
+impl Visit {
+    /// The form of `source`, the response with the object `object`, as the owner of its key has it or makes it.
+    /// `None`: this node owns the key, or the owner has no form of this version, which a strong entity tag must
+    /// tell.
+    pub(super) async fn form_of_owner(
+        &self,
+        source: &StoredResponse,
+        object: u128,
+        coding: Coding,
+    ) -> Option<(Form, Body)> {
+        let tag = source.headers.get(&ETAG)?;
+        let key = CacheKey::new(source.key.clone());
+        let route = self.route_hop(&key, HopContent::Negotiated).await;
+        let Route::Peers(plan) = route else { return None };
+        let job = self.job(&LookupResult::none(key, Reason::Absent)).ok()?;
+        let Received { upstream, .. } = plan.ask(&job.asker(), &self.fill_request(None)).await?;
+        let (head, body) = upstream.response.into_parts();
+        let is_coded = head.headers.get(CONTENT_ENCODING).is_some_and(|it| it == coding.as_str());
+        let form_tag = head.headers.get(ETAG).filter(|_| is_coded && head.status == StatusCode::OK);
+        let number = number_of_form(tag, coding, form_tag?.as_bytes())?;
+        Some((Form { coding: Some(coding), source: object, number, is_hot: false }, body))
+    }
+}
