@@ -253,6 +253,51 @@ fn a_download_continues_in_the_form_in_which_it_began() {
     }
 }
 
+/// A date is the same for all forms: the client may have bytes of one that it got from another node.
+#[test]
+fn a_date_continues_no_download_of_text_that_is_fetched_just_now() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let origin = Origin::start(move |request| {
+        let body = text(3_000_000);
+        let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+        let answer = match range.and_then(|range| range.split_once('-')) {
+            Some((first, last)) => {
+                let first: usize = first.parse().expect("a number");
+                let last = last.parse().unwrap_or(usize::MAX).min(body.len() - 1);
+                let place = format!("bytes {first}-{last}/{}", body.len());
+                Answer::part(&body[first..=last]).header("Content-Range", &place)
+            }
+            None => Answer::ok(body).pause_at(1_000_000, &held),
+        };
+        let kind = if request.target.ends_with("film") { "video/mp4" } else { "text/html" };
+        let answer = answer.header("Content-Type", kind).header("ETag", "\"v1\"").fresh_for(60);
+        answer.header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+    });
+    let edge = Edge::before(&origin.url());
+    let date = "If-Range: Mon, 01 Jan 2024 00:00:00 GMT";
+    let fields = ["Accept-Encoding: br", "Range: bytes=2000000-2000099", date];
+    let check = |target: &str, fields: &[&str]| {
+        let whole = edge.get_with(target, fields);
+        assert_eq!((whole.status, &*whole.header("content-encoding")), (200, "br"), "{target}");
+        assert!(decoded("br", &whole.body) == text(3_000_000), "{target}");
+    };
+    // Nothing is stored, and the origin is asked for a range.
+    check("/text", &fields);
+    // A fill that has begun.
+    let before = origin.request_count();
+    std::thread::scope(|scope| {
+        scope.spawn(|| edge.get("/filled"));
+        origin.wait_for_requests(before + 1);
+        let follower = scope.spawn(|| check("/filled", &fields));
+        gate.open();
+        follower.join().expect("the follower");
+    });
+    // What is not coded for any client is continued.
+    let part = edge.get_with("/film", &fields);
+    assert!(part.status == 206 && part.body == text(3_000_000)[2_000_000..2_000_100]);
+}
+
 #[test]
 fn a_coded_response_that_must_not_be_changed_is_asked_for_again_without_the_coding() {
     let origin = Origin::start(|request| {
