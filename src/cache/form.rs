@@ -6,7 +6,11 @@
 //!                 ╰ hash of the form ─▶ stored response, coded   valid while `source` is that one's object
 //! ```
 
+use http::header::CONTENT_LENGTH;
+
+use super::StoredResponse;
 use super::key::KeyHash;
+use crate::fields::FieldLines;
 use crate::labels::Coding;
 
 /// The mark of a stored response that was made from another one by coding or decoding its content.
@@ -40,6 +44,16 @@ impl Form {
 
     /// The number of codings, decoded content included.
     pub(crate) const CODINGS: usize = Coding::WORDS.len() + 1;
+}
+
+impl StoredResponse {
+    /// Adds `Content-Length` to the fields of a form whose length is known, so that its hits need not.
+    pub(crate) fn name_length_of_form(&mut self) {
+        let Some(length) = self.complete_length.filter(|_| self.form.is_some()) else { return };
+        let mut fields = FieldLines::of(&self.headers);
+        fields.set_number(&CONTENT_LENGTH, length);
+        self.headers = fields.to_map().into();
+    }
 }
 
 /// A random constant for each coding. They are part of hashes on disk.

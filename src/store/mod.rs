@@ -255,10 +255,11 @@ impl Store {
 
     fn new_head(
         &self,
-        response: StoredResponse,
+        mut response: StoredResponse,
         object: ObjectId,
         inline: Option<Bytes>,
     ) -> StoredHead {
+        response.name_length_of_form();
         StoredHead {
             response,
             object,
