@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Wall and monotonic time. Clones share one offset.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
@@ -63,6 +65,12 @@ impl Clock {
 #[allow(clippy::disallowed_methods, reason = "this module alone reads the time")]
 fn system_time() -> SystemTime {
     SystemTime::now()
+}
+
+/// The CPU time of this thread: a measure of work that the load of the machine does not change. A system call.
+pub(crate) fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 thread_local! {

@@ -232,6 +232,7 @@ table! {
     CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
     CoderFailures, Counter, "coder_failures", "Bodies that failed in an encoder or decoder, by reason.",
         "reason" = CoderFailure::WORDS;
+    CoderTurnSeconds, Histogram, "coder_turn_cpu_seconds", "CPU time of an encoder or decoder between two moments at which other requests of its worker may run.";
     HotForms, Counter, "hot_forms", "Forms of often requested responses that were to be coded again at a higher level, by outcome.",
         "outcome" = HotFormOutcome::WORDS;
     HotFormBytesSaved, Counter, "hot_form_saved_bytes", "Bytes by which forms became shorter because they were coded again.";

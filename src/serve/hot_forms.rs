@@ -16,12 +16,12 @@ use std::{io, thread};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
 
 use super::forms::form_response;
 use crate::body::{Body, BodyFault};
 use crate::cache::{Form, KeyHash};
+use crate::clock::thread_cpu_time;
 use crate::fields::FieldLines;
 use crate::labels::HotFormOutcome;
 use crate::metrics::{Metric, Recorder};
@@ -125,9 +125,9 @@ impl HotForms {
             tracing::warn!(%error, "cannot lower the priority of the thread that codes hot forms");
         }
         while let Some((form, settings)) = self.next() {
-            let before = cpu_time();
+            let before = thread_cpu_time();
             let outcome = background.block_on(self.code(form, settings.content_bytes_max));
-            let spent = cpu_time().saturating_sub(before);
+            let spent = thread_cpu_time().saturating_sub(before);
             self.count(outcome);
             self.recorder.observe(Metric::HotFormSeconds, spent);
             self.rest(spent);
@@ -259,12 +259,6 @@ impl std::fmt::Debug for HotForms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "HotForms({} waiting)", self.queue().forms.len())
     }
-}
-
-/// The CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Nice 19: a thread that serves requests gets 68 times as much of a core that both want.

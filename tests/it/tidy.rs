@@ -39,7 +39,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "store",
         &["purge", "cache", "lock", "metrics", "notices", "body", "fields", "planted", "random"],
     ),
-    ("transform", &["body", "fields", "labels", "metrics", "reply"]),
+    // clock: the time that codecs take from other requests is measured.
+    ("transform", &["body", "clock", "fields", "labels", "metrics", "reply"]),
     // random: cores begin their turns at different members.
     // stamp: credentials for origins are read again when their files change.
     (

@@ -24,6 +24,12 @@ async fn write_form(here: &Store, source: &StoredHead, body: &Bytes) -> Arc<Stor
     writer.finish().await.unwrap()
 }
 
+/// `Content-Length` in the stored fields.
+fn stated_length(form: &StoredHead) -> Option<u64> {
+    let length = form.response.headers.values(&http::header::CONTENT_LENGTH).next()?;
+    length.to_str().ok()?.parse().ok()
+}
+
 fn current(found: Option<StoredForm>) -> Arc<StoredHead> {
     match found {
         Some(StoredForm::Current(form)) => form,
@@ -39,6 +45,7 @@ async fn a_form_is_found_by_its_coding_while_its_source_is_stored() {
         write_form(&here, &source, &bytes(length / 2)).await;
         let form = current(here.form_now(hash(), &source, BR));
         assert_eq!(read(&here, &form, 0..length as u64 / 2).await, bytes(length / 2));
+        assert_eq!(stated_length(&form), Some(length as u64 / 2));
         assert!(here.form_now(hash(), &source, Some(Coding::Gzip)).is_none());
         assert!(here.form_now(hash(), &source, None).is_none());
         assert_eq!(found(here.in_memory(hash())).object, source.object, "under its own hash");
@@ -61,6 +68,7 @@ async fn a_validated_source_outdates_the_fields_of_its_forms() {
     assert_eq!(outdated.object, form.object);
     let renewed = here.renew_form(&outdated, form_of(&validated, BR));
     assert_eq!((renewed.object, renewed.inline.clone()), (form.object, Some(bytes(5))));
+    assert_eq!((stated_length(&form), stated_length(&renewed)), (Some(5), Some(5)));
     assert_eq!(current(here.form_now(hash(), &validated, BR)).object, form.object);
 }
 

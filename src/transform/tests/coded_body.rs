@@ -12,6 +12,47 @@ use proptest::prelude::*;
 use super::*;
 use crate::metrics::Metrics;
 
+/// A worker polls its sockets when no task is left that is ready to run. A task that codes is always ready.
+#[test]
+fn sockets_are_polled_after_each_turn() {
+    use tokio::io::AsyncReadExt;
+    use tokio::task::spawn_local;
+
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime =
+        runtime.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+    for coding in CODINGS {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let (counted, seen) = (turns.clone(), turns.clone());
+        let at = runtime.block_on(async move {
+            let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
+            let reader = spawn_local(async move {
+                here.read_exact(&mut [0; 1]).await.unwrap();
+                seen.load(Ordering::Relaxed)
+            });
+            let content = Body::from(text(4 << 20));
+            let mut body = encode(content, level(coding), None, &recorder());
+            let coder = spawn_local(std::future::poll_fn(move |cx| {
+                loop {
+                    match body.poll_frame(cx) {
+                        Poll::Ready(Some(frame)) => drop(frame.unwrap()),
+                        Poll::Ready(None) => return Poll::Ready(()),
+                        Poll::Pending => break,
+                    }
+                }
+                if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+                    there.try_write(b"x").unwrap();
+                }
+                Poll::Pending
+            }));
+            coder.await.unwrap();
+            reader.await.unwrap()
+        });
+        let all = turns.load(Ordering::Relaxed);
+        assert!(at <= 3 && all > 100, "{coding}: read after {at} of {all} turns");
+    }
+}
+
 pub(super) const CODINGS: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
 pub(super) const NO_LIMIT: DecodeLimit = DecodeLimit { bytes_max: u64::MAX, ratio_max: u32::MAX };
 
