@@ -1,13 +1,12 @@
 //! Encoders of streams: zstd, brotli and gzip at a level.
 
 use async_compression::codecs::brotli::params::EncoderParams;
-use async_compression::codecs::flate::params::FlateEncoderParams;
-use async_compression::codecs::zstd::params::CParameter;
-use async_compression::codecs::{BrotliEncoder, EncodeV2, GzipEncoder, ZstdEncoder};
+use async_compression::codecs::{BrotliEncoder, EncodeV2};
 use async_compression::core::Level as Quality;
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
 
 use super::codec::{Codec, CodecError, Turn};
+use super::kept_encoders::{KeptGzip, KeptZstd, ZstdParameters};
 use super::{Coding, Level};
 
 /// An encoder of one body.
@@ -22,22 +21,19 @@ impl Encoder {
         let window_log = window_log(length);
         let codec: Box<dyn EncodeV2> = match coding {
             Coding::Zstd => {
-                let params = [
-                    CParameter::window_log(window_log),
-                    CParameter::hash_log(window_log + 1),
-                    CParameter::chain_log(window_log),
-                ];
-                let has_small_tables = window_log < tables_log(level);
-                let params = if has_small_tables { &params[..] } else { &params[..1] };
-                Box::new(ZstdEncoder::new_with_params(level, params))
+                let (hash_log, chain_log) = match window_log < tables_log(level) {
+                    true => (window_log + 1, window_log),
+                    false => (0, 0),
+                };
+                let parameters = ZstdParameters { level, window_log, hash_log, chain_log };
+                let encoder = KeptZstd::new(parameters);
+                Box::new(encoder.expect("the parameters are within zstd's bounds"))
             }
             Coding::Brotli => {
                 let hint = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
                 Box::new(brotli(level, window_log, hint))
             }
-            Coding::Gzip => {
-                Box::new(GzipEncoder::new(FlateEncoderParams::from(Quality::Precise(level))))
-            }
+            Coding::Gzip => Box::new(KeptGzip::new(level)),
         };
         Self { codec, turn: turn(coding, level) }
     }
@@ -47,6 +43,16 @@ impl Encoder {
         let window_log = (usize::BITS - length.leading_zeros()).clamp(10, WHOLE_WINDOW_LOG_MAX);
         let codec = Box::new(brotli(level, window_log, length));
         Self { codec, turn: turn(Coding::Brotli, level) }
+    }
+
+    /// Codes a part of a body.
+    #[cfg(test)]
+    pub(super) fn code_part(&mut self, content: &[u8]) -> Result<(), CodecError> {
+        let mut input = PartialBuffer::new(content);
+        while !input.unwritten().is_empty() {
+            self.run(&mut input, &mut WriteBuffer::new_initialized(&mut [0; SCRATCH_BYTES]))?;
+        }
+        Ok(())
     }
 
     /// Codes a body in memory.
@@ -103,8 +109,8 @@ fn window_log(length: Option<u64>) -> u32 {
 }
 
 /// The binary logarithm of the smaller of zstd's two tables at a level, for a body of unknown length.
-/// async-compression cannot tell zstd the length, so tables for shorter bodies are sized here as zstd
-/// itself sizes them: clearing the tables of level 3, 768 KiB, takes 14 µs.
+/// zstd is not told the length, because it fails if a body has another one; so tables for shorter bodies are sized here as
+/// zstd itself sizes them: clearing the tables of level 3, 768 KiB, takes 14 µs.
 fn tables_log(zstd_level: i32) -> u32 {
     if zstd_level < 3 { 13 } else { 16 }
 }

@@ -10,6 +10,7 @@ mod coded_body;
 mod decoder;
 mod encoder;
 mod hot_encoder;
+mod kept_encoders;
 mod negotiability;
 mod negotiate;
 mod plan;
