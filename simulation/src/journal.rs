@@ -188,10 +188,27 @@ pub struct Facts {
     pub process_events: Vec<ProcessEvent>,
     /// Answers of the name servers.
     pub dns_answers: Vec<DnsAnswer>,
+    /// Changes of the states of origins, in the order of time.
+    pub origin_states: Vec<OriginState>,
     /// Bytes that nodes sent to each other, recorded at the end of the run.
     pub peer_bytes: Vec<PeerBytes>,
     /// Changes of objects at the origins: object, new version, time.
     pub changes: Vec<(ObjectId, u32, Micros)>,
+}
+
+/// A change of the state of an origin at a node, as the node reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OriginState {
+    /// When the change was noticed.
+    pub at: Micros,
+    /// The node.
+    pub node: NodeId,
+    /// The pool; an origin has a state of its own in each.
+    pub pool: String,
+    /// The index of the origin.
+    pub origin: usize,
+    /// Whether it gets its share of requests.
+    pub is_in_use: bool,
 }
 
 /// The bytes of the responses of a node to another one.

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod fleet;
 pub mod run;
 pub mod up;
+pub mod watch;
 
 // The invariants, and the report about them.
 pub mod check;

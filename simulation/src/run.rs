@@ -1,7 +1,9 @@
 //! Runs a scenario: executes each step of the plan at its time, passes the results to the checkers, and
 //! returns the record of the run.
 
-use crate::check::{self, CheckContext, Checker, Observation, ObservedResponse, Sample};
+use crate::check::{
+    self, CheckContext, Checker, Observation, ObservedResponse, RegionFills, Sample,
+};
 use crate::client::{ClientRequest, ClientResponse};
 use crate::faults::{self, FaultState};
 use crate::fleet::Fleet;
@@ -14,8 +16,11 @@ use crate::plan::object::{HOSTS, identify};
 use crate::plan::place::{COUNTRIES, address_of, region_by_name};
 use crate::plan::scenario::Scenario;
 use crate::plan::{Plan, PlanStep, Request};
+use crate::report::origins::{self, RoutingTable};
 use crate::report::progress::Progress;
 use crate::report::record::{self, PlaceRow, RequestSummary, RunRecord, Verdict};
+use crate::report::regions;
+use crate::watch::{watch_for_pauses, watch_origins};
 use anyhow::Context as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{interval, sleep, sleep_until};
 
 /// The scenario to run, and the options of the run.
 pub struct RunOptions {
@@ -125,13 +130,16 @@ async fn run_plan(
         trouble: Mutex::default(),
     });
     let sampler = tokio::spawn(sample(state.clone()));
-    let watcher = tokio::spawn(watch_for_pauses(state.clone()));
+    let mut watchers = vec![sampler, tokio::spawn(watch_for_pauses(fleet.clone()))];
+    if options.scenario.fleet.failover {
+        watchers.push(tokio::spawn(watch_origins(fleet.clone())));
+    }
     let receipts = tokio::spawn(poll_receipts_during_run(state.clone()));
     execute_plan(&state, plan).await;
     receipts.abort();
     let _ = receipts.await;
     settle(&state).await;
-    for task in [sampler, watcher] {
+    for task in watchers {
         task.abort();
         let _ = task.await;
     }
@@ -398,33 +406,6 @@ async fn sample(state: Arc<RunState>) {
     }
 }
 
-/// Detects pauses of the whole simulation: a sleeping laptop, a frozen container, an overloaded machine.
-/// Client errors during a pause are not reported, and the record mentions the pause.
-async fn watch_for_pauses(state: Arc<RunState>) {
-    let mut ticks = interval(Duration::from_millis(250));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let journal = &state.fleet.journal;
-    let mut before = journal.now();
-    loop {
-        ticks.tick().await;
-        let now = journal.now();
-        if now - before > PAUSE_MIN {
-            journal.facts().faults.push(Fault {
-                kind: SIMULATION_PAUSED.to_owned(),
-                what: "simulation paused by this machine".to_owned(),
-                nodes: (0..state.fleet.nodes.len()).collect(),
-                began: before,
-                ended: Some(now),
-                ..Fault::default()
-            });
-        }
-        before = now;
-    }
-}
-
-/// Longer than a busy machine delays a timer.
-const PAUSE_MIN: Micros = 3 * SECOND;
-
 /// Waits until every purge has all receipts, up to [`SETTLE_LIMIT`].
 async fn settle(state: &RunState) {
     let deadline = state.fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
@@ -467,6 +448,8 @@ struct CheckResults {
     checkers: Vec<Box<dyn Checker>>,
     summaries: Vec<RequestSummary>,
     samples: Vec<Sample>,
+    fills: Vec<RegionFills>,
+    routing: RoutingTable,
 }
 
 /// Passes events to the checkers until the last sender is dropped.
@@ -477,18 +460,20 @@ async fn run_checkers(
     progress: Progress,
 ) -> CheckResults {
     let mut results = CheckResults {
-        checkers: check::all(scenario.excuse.clone(), scenario.limits, scenario.fleet.dns_ttl_s),
+        checkers: check::all(&scenario),
         summaries: Vec::new(),
         samples: Vec::new(),
+        fills: Vec::new(),
+        routing: RoutingTable::default(),
     };
-    let (nodes, origins) = (fleet.node_names(), fleet.origin_of_country());
+    let (nodes, origins) = (fleet.node_names(), fleet.origins_of_country());
     let (sources, groups) = (fleet.sources(), fleet.groups(scenario.fleet.canary_percent));
     let with_context = |act: &mut dyn FnMut(CheckContext)| {
         let facts = fleet.journal.facts();
         let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
-        let (facts, origin_of_country) = (&*facts, &*origins);
+        let (facts, origins_of_country) = (&*facts, &*origins);
         let (nodes, sources, groups) = (&*nodes, &*sources, &*groups);
-        act(CheckContext { catalog, facts, nodes, sources, countries, origin_of_country, groups });
+        act(CheckContext { catalog, facts, nodes, sources, countries, origins_of_country, groups });
     };
     while let Some(event) = inbox.recv().await {
         with_context(&mut |context| {
@@ -497,6 +482,9 @@ async fn run_checkers(
                     Event::Observed(observation) => checker.observe(context, observation),
                     Event::Sampled(sample) => checker.sample(context, sample),
                 }
+            }
+            if let Event::Observed(observation) = &event {
+                results.routing.add(context, observation);
             }
         });
         match event {
@@ -520,7 +508,8 @@ async fn run_checkers(
         }
     }
     with_context(&mut |context| {
-        results.checkers.iter_mut().for_each(|checker| checker.end(context))
+        results.checkers.iter_mut().for_each(|checker| checker.end(context));
+        results.fills = check::region_fills(context);
     });
     results
 }
@@ -539,7 +528,7 @@ async fn build_record(
     let (faults, purges) = record::event_rows(&facts, end);
     let verdicts: Vec<Verdict> = results.checkers.iter().map(|c| Verdict::of(&**c)).collect();
     let count = ((start + plan.duration) / SECOND + 1) as usize;
-    let origins = fleet.origins.iter().zip(&fleet.origin_regions);
+    let places_of_origins = fleet.origins.iter().zip(&fleet.origin_regions);
     let redis = region_by_name(&options.scenario.fleet.redis);
     RunRecord {
         scenario: options.name.clone(),
@@ -550,7 +539,12 @@ async fn build_record(
         passed: verdicts.iter().all(|verdict| verdict.kept),
         totals: record::totals(&results.summaries, &facts),
         nodes: record::node_rows(&places, &results.summaries, &facts, &results.samples, end),
-        origins: origins.map(|(o, region)| PlaceRow::in_region(o.name.clone(), *region)).collect(),
+        regions: regions::rows(&results.fills, &fleet.sources(), &places, &results.summaries),
+        routing: results.routing.rows(),
+        origin_faults: origins::rows(&facts, fleet),
+        origins: places_of_origins
+            .map(|(o, region)| PlaceRow::in_region(o.name.clone(), *region))
+            .collect(),
         redis: redis.map(|region| PlaceRow::in_region("redis".into(), region)),
         clients: record::client_rows(&results.summaries),
         seconds: record::seconds(count, &results.summaries, &facts, &results.samples, places.len()),

@@ -12,6 +12,7 @@ mod fills;
 mod freshness;
 mod geo;
 mod groups;
+mod origins;
 mod private;
 mod purged;
 mod receipts;
@@ -20,12 +21,14 @@ mod resources;
 mod status;
 
 pub use errors::Excuse;
-pub use region::region_fills;
+pub use geo::{ExpectedOrigin, expected_origin};
+pub use region::{RegionFills, region_fills};
 pub use resources::{Limits, Sample};
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
 use crate::plan::object::{BodyFault, Catalog, HOSTS, Identity, Object, ObjectId};
 use crate::plan::place::Country;
+use crate::plan::scenario::Scenario;
 use serde::Serialize;
 
 /// The result of one client request: a response or an error.
@@ -202,9 +205,9 @@ pub struct CheckContext<'a> {
     pub sources: &'a [Vec<NodeId>],
     /// The countries of clients.
     pub countries: &'a [Country],
-    /// For each country, the origin that the configuration maps it to; empty for a user's
-    /// configuration.
-    pub origin_of_country: &'a [String],
+    /// For each country, the origin that the configuration maps it to, and then those that follow while it is down;
+    /// empty for a user's configuration.
+    pub origins_of_country: &'a [Vec<String>],
     /// The groups of the visitors of shop.test with their weights; empty if the site does not split
     /// them.
     pub groups: &'a [(String, u32)],
@@ -328,8 +331,8 @@ pub trait Checker: Send {
     fn findings(&self) -> &Findings;
 }
 
-/// All checkers, in the order of the report. `dns_ttl_s`: see [`crate::plan::scenario::FleetPlan::dns_ttl_s`].
-pub fn all(excuses: Vec<Excuse>, limits: Limits, dns_ttl_s: u64) -> Vec<Box<dyn Checker>> {
+/// All checkers for a run of this scenario, in the order of the report.
+pub fn all(scenario: &Scenario) -> Vec<Box<dyn Checker>> {
     vec![
         Box::<bytes::WholeBytes>::default(),
         Box::<purged::PurgedStaysPurged>::default(),
@@ -338,14 +341,15 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits, dns_ttl_s: u64) -> Vec<Box<dyn 
         Box::<fills::OneFill>::default(),
         Box::<region::OneFillInRegion>::default(),
         Box::<balance::NoHotNode>::default(),
-        Box::new(errors::NoClientErrors::new(excuses)),
+        Box::new(errors::NoClientErrors::new(scenario.excuse.clone())),
         Box::<status::TruthfulStatus>::default(),
         Box::<receipts::EveryReceipt>::default(),
         Box::<geo::RightOrigin>::default(),
+        Box::new(origins::BadOriginsAreLeft::new(scenario.fleet.failover)),
         Box::<groups::StayInGroup>::default(),
         Box::<dns::AnswersNameLiveNodes>::default(),
-        Box::new(dns::ClientsFollowAnswers::new(dns_ttl_s)),
-        Box::new(resources::Bounded::new(limits)),
+        Box::new(dns::ClientsFollowAnswers::new(scenario.fleet.dns_ttl_s)),
+        Box::new(resources::Bounded::new(scenario.limits)),
     ]
 }
 
@@ -361,7 +365,7 @@ pub(crate) mod tests {
         pub facts: Facts,
         pub nodes: Vec<String>,
         pub sources: Vec<Vec<NodeId>>,
-        origins: Vec<String>,
+        pub origins: Vec<Vec<String>>,
         pub groups: Vec<(String, u32)>,
     }
 
@@ -369,7 +373,8 @@ pub(crate) mod tests {
         pub(crate) fn new() -> Self {
             let catalog = Catalog::new(1, 300, &Mix::default());
             let nodes = vec!["frankfurt-1".to_owned(), "tokyo-1".to_owned()];
-            let origins = vec!["origin-frankfurt".to_owned(); COUNTRIES.len()];
+            let origins = ["origin-frankfurt", "origin-virginia"].map(str::to_owned).to_vec();
+            let origins = vec![origins; COUNTRIES.len()];
             let (facts, sources) = (Facts::default(), vec![vec![0], vec![1]]);
             Fixture { catalog, facts, nodes, sources, origins, groups: Vec::new() }
         }
@@ -381,10 +386,10 @@ pub(crate) mod tests {
 
         pub(crate) fn context(&self) -> CheckContext<'_> {
             let (catalog, facts) = (&self.catalog, &self.facts);
-            let (nodes, origin_of_country) = (&self.nodes, &self.origins);
+            let (nodes, origins_of_country) = (&self.nodes, &self.origins);
             let (sources, groups) = (&self.sources, &self.groups);
             let countries = &COUNTRIES;
-            CheckContext { catalog, facts, nodes, sources, countries, origin_of_country, groups }
+            CheckContext { catalog, facts, nodes, sources, countries, origins_of_country, groups }
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {
@@ -538,7 +543,8 @@ pub(crate) mod tests {
                 2 * SECOND + 100_000,
                 &format!("skerry; hit; ttl={ttl}"),
             );
-            for mut checker in all(Vec::new(), Limits::default(), 0) {
+            let scenario = Scenario::read("about = ''\nduration_s = 1").expect("a scenario");
+            for mut checker in all(&scenario) {
                 for observation in [&miss, &hit] {
                     let verdict = verdict(&mut *checker, &fixture, observation);
                     assert_eq!(verdict, None, "{} on {class:?}", checker.name());

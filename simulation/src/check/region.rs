@@ -18,16 +18,14 @@ pub struct RegionFills {
     pub node: NodeId,
     /// Requests for responses that no node of the region could use.
     pub needed: u64,
-    /// Requests for responses that a node of the region could use.
-    pub repeated: u64,
-    /// The first of these: when, and what.
-    pub example: Option<(Micros, String)>,
+    /// Requests for responses that a node of the region could use: when, and what.
+    pub repeated: Vec<(Micros, String)>,
 }
 
 impl RegionFills {
     /// Whether the region has asked again too often.
     fn is_too_often(&self) -> bool {
-        self.repeated > REPEATED_FREE + self.needed * REPEATED_PERCENT / 100
+        self.repeated.len() as u64 > REPEATED_FREE + self.needed * REPEATED_PERCENT / 100
     }
 }
 
@@ -68,18 +66,12 @@ fn fills_of_region(context: CheckContext, node: NodeId) -> RegionFills {
 
 impl RegionFills {
     fn count_repeated(&mut self, context: CheckContext, before: &Fetch, fetch: &Fetch) {
-        self.repeated += 1;
         let name = |fetch: &Fetch| fetch.node.map_or("", |node| &context.nodes[node]);
-        self.example.get_or_insert_with(|| {
-            let path = context.catalog.get(fetch.object).path();
-            let ms = (fetch.began - before.began) / 1000;
-            let what = format!(
-                "{} requested {path} {ms} ms after {} had done so",
-                name(fetch),
-                name(before)
-            );
-            (fetch.began, what)
-        });
+        let path = context.catalog.get(fetch.object).path();
+        let ms = (fetch.began - before.began) / 1000;
+        let (again, first) = (name(fetch), name(before));
+        let what = format!("{again} requested {path} {ms} ms after {first} had done so");
+        self.repeated.push((fetch.began, what));
     }
 }
 
@@ -144,18 +136,16 @@ impl Checker for OneFillInRegion {
 
     fn end(&mut self, context: CheckContext) {
         for fills in region_fills(context) {
-            (0..fills.needed + fills.repeated).for_each(|_| self.0.count_check());
+            let RegionFills { node, needed, repeated } = &fills;
+            (0..*needed).for_each(|_| self.0.count_check());
             if !fills.is_too_often() {
                 continue;
             }
-            let RegionFills { node, needed, repeated, example } = fills;
-            let (at, example) = example.unwrap_or_default();
-            let subject = format!("region of {}", context.nodes[node]);
-            let what = format!(
-                "{repeated} requests for responses that the region had, beside {needed} that were \
-                 needed; the first: {example}"
-            );
-            self.0.record_violation(at, subject, what);
+            let count = repeated.len();
+            let region = format!("region of {}, {count} beside {needed}", context.nodes[*node]);
+            for (at, what) in repeated {
+                self.0.record_violation(*at, region.clone(), what.clone());
+            }
         }
     }
 
@@ -188,14 +178,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(change: impl FnOnce(&mut Fixture), needed: u64, repeated: u64) {
+    fn check(change: impl FnOnce(&mut Fixture), needed: u64, repeated: usize) {
         let mut fixture = fetched(Class::Static);
         change(&mut fixture);
         let fills = region_fills(fixture.context());
-        assert_eq!((fills[0].needed, fills[0].repeated), (needed, repeated));
+        assert_eq!((fills[0].needed, fills[0].repeated.len()), (needed, repeated));
         let mut checker = OneFillInRegion::default();
         checker.end(fixture.context());
-        assert_eq!(checker.findings().broken, u64::from(repeated > 3), "{:?}", checker.findings());
+        assert_eq!(checker.findings().broken, repeated as u64, "{:?}", checker.findings());
     }
 
     #[test]

@@ -229,7 +229,9 @@ deadlines.between_bytes = "3s"
 
 "#;
 
+/// The deadline is longer than that of the defaults: many nodes share the cores of one machine, often as debug builds.
 const PEERS: &str = r#"[peers]
+deadline = "1s"
 addresses = "127.0.0.1:${peer}"
 announced = "127.0.0.1:${peer-announced}"
 certificate = "${peer-certificate}"

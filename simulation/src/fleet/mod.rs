@@ -12,12 +12,12 @@ pub mod redis;
 pub mod resolver;
 pub mod wan;
 
-use crate::client::Client;
+use crate::client::{Client, ClientRequest};
 use crate::fleet::certificates::Authority;
 use crate::fleet::edge_config::{EdgeConfig, Peers, Upstream};
 use crate::fleet::node::{Admin, NodeSpec, Ports};
 use crate::fleet::origin::{Content, Origin};
-use crate::fleet::peers::{AskedNode, ProcessIds};
+use crate::fleet::peers::{AskedNode, AskerLookup};
 use crate::fleet::process::{Process, free_port, work_folder};
 use crate::fleet::redis::Redis;
 use crate::fleet::resolver::{Resolver, address_of_node};
@@ -25,7 +25,7 @@ use crate::fleet::wan::{Conditions, Link};
 use crate::journal::{Journal, NodeId, PeerBytes};
 use crate::plan::fault::FaultSpec;
 use crate::plan::names::{Endpoint, Names, origin_name};
-use crate::plan::object::Catalog;
+use crate::plan::object::{Catalog, HOSTS};
 use crate::plan::place::{COUNTRIES, REGIONS, address_of, nearest, region_by_name, round_trip};
 use crate::plan::scenario::Scenario;
 use anyhow::{Context as _, ensure};
@@ -73,6 +73,8 @@ pub struct Fleet {
     pub resolvers: Vec<Resolver>,
     /// Whether nodes run the built-in configuration, not the user's.
     pub own_config: bool,
+    /// Whether each pool has all origins, for those that fail.
+    fails_over: bool,
     /// Whether the nodes of a region ask each other before an origin; unknown of a user's configuration.
     pub has_peers: bool,
     redis: Option<AsyncMutex<Redis>>,
@@ -83,6 +85,9 @@ pub struct Fleet {
     binary: PathBuf,
     folder: tempfile::TempDir,
 }
+
+/// Enough that each worker of a node has probably asked each other node of its region.
+const FIRST_REQUESTS: usize = 24;
 
 /// How long the nodes may take at the start until each knows all others: a few heartbeats.
 const ACQUAINTANCE_LIMIT: Duration = Duration::from_secs(30);
@@ -141,6 +146,7 @@ impl Fleet {
             client,
             resolvers: Vec::new(),
             own_config: edge_toml.is_none(),
+            fails_over: scenario.fleet.failover,
             has_peers: edge_toml.is_none() && scenario.fleet.peers && scenario.fleet.nodes > 1,
             redis: redis.map(AsyncMutex::new),
             dns_ttl: Duration::from_secs(scenario.fleet.dns_ttl_s),
@@ -204,14 +210,15 @@ impl Fleet {
 
     /// Opens the links between all nodes. Returns the port at which the others reach each node.
     async fn open_peer_links(&mut self, seed: u64) -> anyhow::Result<Vec<u16>> {
-        let processes: ProcessIds = self.nodes.iter().map(|node| node.pid.clone()).collect();
+        let processes = self.nodes.iter().map(|node| node.pid.clone()).collect();
+        let lookup = AskerLookup::start(processes);
         let regions: Vec<usize> = self.nodes.iter().map(|node| node.spec.region).collect();
         let mut ports = Vec::new();
         for (node, region) in regions.iter().enumerate() {
             let asked = AskedNode { node, port: self.nodes[node].spec.ports.peer };
             let seed = seed.wrapping_mul(41).wrapping_add(node as u64);
             let distance = |asker: NodeId| round_trip(regions[asker], *region);
-            let (port, links) = peers::open_links(asked, processes.clone(), distance, seed).await?;
+            let (port, links) = peers::open_links(asked, lookup.clone(), distance, seed).await?;
             ports.push(port);
             self.links.extend(links);
         }
@@ -280,6 +287,19 @@ impl Fleet {
                     "{name} knows only {known:?} as ready nodes after {ACQUAINTANCE_LIMIT:?}"
                 );
                 sleep(BALANCER_PERIOD).await;
+            }
+        }
+        self.open_peer_connections().await
+    }
+
+    /// Sends requests that no origin has an object for, so that nodes connect to each other before the load: the
+    /// handshakes of all nodes at once would take longer than the deadline for an owner.
+    async fn open_peer_connections(&self) -> anyhow::Result<()> {
+        for number in 0..FIRST_REQUESTS {
+            for node in &self.nodes {
+                let request = ClientRequest::path(HOSTS[0], &format!("/first/{number}"));
+                // A connection of its own, so that each worker gets some.
+                Client::plain().send_http(node.spec.ports.http, &request).await?;
             }
         }
         Ok(())
@@ -496,18 +516,23 @@ impl Fleet {
         self.nodes.iter().position(|node| node.spec.name == name)
     }
 
-    /// For each country, the origin that the built-in configuration maps it to. Empty for a
-    /// user's configuration.
-    pub fn origin_of_country(&self) -> Vec<String> {
+    /// For each country, the origin that the built-in configuration maps it to, and then, if pools fail over, the
+    /// others in the order in which they stand in for it. Empty for a user's configuration.
+    pub fn origins_of_country(&self) -> Vec<Vec<String>> {
         if !self.own_config {
             return Vec::new();
         }
-        let origin = |country| {
-            let region = nearest(country, &self.origin_regions);
-            let at = self.origin_regions.iter().position(|of| *of == region).unwrap_or(0);
-            self.origins[at].name.clone()
+        let origins = |country| {
+            let mapped = nearest(country, &self.origin_regions);
+            let mut by_distance: Vec<usize> = (0..self.origins.len()).collect();
+            by_distance.sort_by_key(|origin| {
+                let region = self.origin_regions[*origin];
+                (region != mapped, round_trip(mapped, region))
+            });
+            by_distance.truncate(if self.fails_over { by_distance.len() } else { 1 });
+            by_distance.iter().map(|origin| self.origins[*origin].name.clone()).collect()
         };
-        (0..COUNTRIES.len()).map(origin).collect()
+        (0..COUNTRIES.len()).map(origins).collect()
     }
 
     /// The group that a client was told last.

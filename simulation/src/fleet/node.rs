@@ -160,6 +160,24 @@ pub struct Receipt {
     pub ms: Option<f64>,
 }
 
+/// The response to `GET /origins`, as far as it is used.
+#[derive(Deserialize)]
+struct OriginsResponse {
+    pools: Vec<PoolState>,
+}
+
+#[derive(Deserialize)]
+struct PoolState {
+    pool: String,
+    origins: Vec<OriginReport>,
+}
+
+#[derive(Deserialize)]
+struct OriginReport {
+    origin: String,
+    state: String,
+}
+
 impl Receipt {
     /// Whether the node has applied the purge.
     pub fn is_applied(&self) -> bool {
@@ -209,6 +227,20 @@ impl Admin {
             process.name,
             process.log_tail()
         )
+    }
+
+    /// The state of each origin of each pool: pool, port of the origin, and whether it gets its share of requests.
+    pub async fn origins(&self) -> anyhow::Result<Vec<(String, u16, bool)>> {
+        let (status, body) = self.call(Method::GET, "/origins", String::new()).await?;
+        ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
+        let OriginsResponse { pools } = serde_json::from_slice(&body).context("the origins")?;
+        let of_pool = |PoolState { pool, origins }: PoolState| {
+            origins.into_iter().filter_map(move |OriginReport { origin, state }| {
+                let port = origin.rsplit_once(':')?.1.parse().ok()?;
+                Some((pool.clone(), port, matches!(&*state, "up" | "slow-start")))
+            })
+        };
+        Ok(pools.into_iter().flat_map(of_pool).collect())
     }
 
     /// The names of the nodes that this node finds ready.

@@ -4,8 +4,10 @@
 //! for each cell whose middle is land. Generated from Natural Earth 4.1's 1:110m land polygons
 //! (public domain, by way of the npm package world-atlas 2.0.2).
 
+pub mod origins;
 pub mod progress;
 pub mod record;
+pub mod regions;
 
 use crate::report::record::RunRecord;
 use anyhow::Context as _;
@@ -39,7 +41,9 @@ const LAND: &str = include_str!("land.js");
 mod tests {
     use super::*;
     use crate::check::Findings;
+    use crate::report::origins::{OriginFaultRow, RoutingRow};
     use crate::report::record::{FaultRow, NodeRow, PlaceRow, PurgeRow, Second, Totals, Verdict};
+    use crate::report::regions::RegionRow;
 
     /// A record with example data for every part of the page.
     pub(crate) fn sample() -> RunRecord {
@@ -49,6 +53,7 @@ mod tests {
             Second {
                 requests: (60.0 + 20.0 * wave) as u64,
                 hits: if down { 30 } else { 36 },
+                other_node: if down { 2 } else { 9 },
                 errors: u64::from(down) * 3,
                 latency_ms: [0.8, 60.0 + 30.0 * wave, 180.0],
                 fetches: (15.0 + 8.0 * wave) as u64,
@@ -62,6 +67,8 @@ mod tests {
             region: crate::plan::place::REGIONS[region].label.into(),
             requests: 1800,
             hits: 1300,
+            other_node: 120,
+            bytes_to_nodes: 3_000_000,
             memory_mib: 96,
             files: 80,
             cpu_ms: 2300,
@@ -90,7 +97,39 @@ mod tests {
             plan: "0123456789abcdef".into(),
             duration_s: 90,
             passed: false,
-            totals: Totals { requests: 5400, hits: 3900, bytes: 90_000_000, ..Totals::default() },
+            totals: Totals {
+                requests: 5400,
+                hits: 3900,
+                other_node: 600,
+                bytes: 90_000_000,
+                ..Totals::default()
+            },
+            regions: vec![RegionRow {
+                region: "Frankfurt".into(),
+                nodes: 2,
+                requests: 3600,
+                own_store: 2600,
+                other_node: 400,
+                origin: 590,
+                fills: 310,
+                repeated: 4,
+                has_peers: true,
+            }],
+            routing: vec![RoutingRow {
+                country: "US".into(),
+                down: Some("origin-virginia".into()),
+                expected: "origin-frankfurt".into(),
+                got: [("origin-frankfurt".to_owned(), 41), ("origin-tokyo".to_owned(), 1)].into(),
+            }],
+            origin_faults: vec![OriginFaultRow {
+                what: "origin-frankfurt down".into(),
+                from: 12.0,
+                lasted: 9.0,
+                left: 4,
+                left_after: Some([0.2, 1.4]),
+                back_after: Some([0.9, 7.5]),
+                still_left: 0,
+            }],
             nodes: vec![
                 node("frankfurt-1", 0, vec![[30.0, 38.0]]),
                 node("frankfurt-2", 0, vec![]),
@@ -169,6 +208,7 @@ mod tests {
         assert!(console.is_empty(), "{console:?}");
         assert!(dom.contains("data-drawn=\"yes\""), "the script did not reach its end");
         assert!(dom.matches("<svg").count() == 2 && dom.contains("Redis paused"));
+        assert!(dom.contains("asked again") && dom.contains("origin-virginia is down"));
         assert!(!dom.contains("NaN") || dom.matches("NaN").count() == PAGE.matches("NaN").count());
     }
 }

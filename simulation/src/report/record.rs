@@ -1,9 +1,11 @@
 //! The record of a run: figures for each second, events and verdicts. The HTML report, the JSON file and
 //! the summary line are made from it.
 
-use crate::check::{Checker, Findings, Observation, Sample};
+use crate::check::{Checker, Findings, Observation, Sample, ServedFrom};
 use crate::journal::{Facts, Micros, NodeId, SECOND};
 use crate::plan::place::REGIONS;
+use crate::report::origins::{OriginFaultRow, RoutingRow};
+use crate::report::regions::RegionRow;
 use serde::Serialize;
 
 /// The record of a run.
@@ -25,6 +27,12 @@ pub struct RunRecord {
     pub totals: Totals,
     /// The nodes, their locations and totals.
     pub nodes: Vec<NodeRow>,
+    /// The regions: where their responses came from.
+    pub regions: Vec<RegionRow>,
+    /// The origins that served the clients of each country.
+    pub routing: Vec<RoutingRow>,
+    /// What nodes did about origins that failed.
+    pub origin_faults: Vec<OriginFaultRow>,
     /// The locations of the origins.
     pub origins: Vec<PlaceRow>,
     /// The location of Redis.
@@ -51,8 +59,10 @@ pub struct RunRecord {
 pub struct Totals {
     /// Client requests, including failed ones.
     pub requests: u64,
-    /// Served from a stored response.
+    /// Served from a stored response of the node that the client asked.
     pub hits: u64,
+    /// Served from a stored response of another node.
+    pub other_node: u64,
     /// Without a complete response, or with a status of 500 or more.
     pub errors: u64,
     /// Body bytes that clients received.
@@ -104,8 +114,12 @@ pub struct NodeRow {
     pub region: String,
     /// Requests that it received.
     pub requests: u64,
-    /// Served from a stored response.
+    /// Served from a stored response of its own.
     pub hits: u64,
+    /// Served from a stored response of another node.
+    pub other_node: u64,
+    /// Bytes that it sent to other nodes.
+    pub bytes_to_nodes: u64,
     /// The largest resident memory in MiB.
     pub memory_mib: u64,
     /// The largest number of open files.
@@ -131,8 +145,10 @@ pub struct ClientRow {
 pub struct Second {
     /// Requests that clients sent in this second.
     pub requests: u64,
-    /// Of these, served from a stored response.
+    /// Of these, served from a stored response of the node that the client asked.
     pub hits: u64,
+    /// Of these, served from a stored response of another node.
+    pub other_node: u64,
     /// Of these, without a complete response or with a status of 500 or more.
     pub errors: u64,
     /// Time to first byte in milliseconds: 50th, 95th, 99th percentile.
@@ -205,10 +221,10 @@ impl Verdict {
 pub struct RequestSummary {
     sent: Micros,
     latency: Micros,
-    node: NodeId,
+    pub(super) node: NodeId,
     country: usize,
     bytes: u64,
-    hit: bool,
+    pub(super) from: Option<ServedFrom>,
     error: bool,
 }
 
@@ -222,9 +238,17 @@ impl RequestSummary {
             node: observation.node,
             country: observation.country,
             bytes: observation.outcome.as_ref().map_or(0, |answer| answer.length),
-            hit: observation.is_hit(),
+            from: observation.served_from(),
             error: status >= 500,
         }
+    }
+
+    fn is_hit(&self) -> bool {
+        self.from == Some(ServedFrom::OwnStore)
+    }
+
+    fn is_of_other_node(&self) -> bool {
+        self.from == Some(ServedFrom::OtherNode)
     }
 }
 
@@ -256,7 +280,8 @@ pub fn seconds(
         let at = second_of(summary.sent);
         let Some(second) = seconds.get_mut(at) else { continue };
         second.requests += 1;
-        second.hits += u64::from(summary.hit);
+        second.hits += u64::from(summary.is_hit());
+        second.other_node += u64::from(summary.is_of_other_node());
         second.errors += u64::from(summary.error);
         latencies[at].push(summary.latency);
     }
@@ -289,7 +314,7 @@ fn add_memory(seconds: &mut [Second], samples: &[Sample], nodes: usize) {
 pub fn totals(summaries: &[RequestSummary], facts: &Facts) -> Totals {
     let of = |hits_only: bool| {
         let counted =
-            summaries.iter().filter(|summary| !summary.error && (summary.hit || !hits_only));
+            summaries.iter().filter(|summary| !summary.error && (summary.is_hit() || !hits_only));
         percentiles(counted.map(|summary| summary.latency).collect())
     };
     let mut propagation: Vec<f64> = facts
@@ -304,7 +329,8 @@ pub fn totals(summaries: &[RequestSummary], facts: &Facts) -> Totals {
     };
     Totals {
         requests: summaries.len() as u64,
-        hits: summaries.iter().filter(|summary| summary.hit).count() as u64,
+        hits: summaries.iter().filter(|summary| summary.is_hit()).count() as u64,
+        other_node: summaries.iter().filter(|summary| summary.is_of_other_node()).count() as u64,
         errors: summaries.iter().filter(|summary| summary.error).count() as u64,
         bytes: summaries.iter().map(|summary| summary.bytes).sum(),
         fetches: facts.fetches.len() as u64,
@@ -332,7 +358,9 @@ pub fn node_rows(
             place: PlaceRow::in_region(name.clone(), *region),
             region: REGIONS[*region].label.to_owned(),
             requests: own().count() as u64,
-            hits: own().filter(|summary| summary.hit).count() as u64,
+            hits: own().filter(|summary| summary.is_hit()).count() as u64,
+            other_node: own().filter(|summary| summary.is_of_other_node()).count() as u64,
+            bytes_to_nodes: facts.bytes_to_peers(number),
             memory_mib: sampled().map(|sample| sample.resident_bytes >> 20).max().unwrap_or(0),
             files: sampled().map(|sample| sample.files).max().unwrap_or(0),
             cpu_ms: sampled().map(|sample| sample.cpu_ms).max().unwrap_or(0),
@@ -399,7 +427,7 @@ impl RunRecord {
     /// A summary in one line for the terminal.
     pub fn summary(&self) -> String {
         let totals = &self.totals;
-        let share = 100.0 * totals.hits as f64 / totals.requests.max(1) as f64;
+        let share = |hits: u64| 100.0 * hits as f64 / totals.requests.max(1) as f64;
         let broken: u64 = self.verdicts.iter().map(|verdict| verdict.findings.broken).sum();
         let verdict = match broken {
             0 if self.passed => format!("PASS: {} promises kept", self.verdicts.len()),
@@ -408,11 +436,13 @@ impl RunRecord {
             _ => format!("FAIL: {broken} violations"),
         };
         format!(
-            "{verdict} · {} · seed {} · {} requests, {share:.1} % hits, {} errors · first byte \
+            "{verdict} · {} · seed {} · {} requests, {:.1} % hits, {:.1} % hits of other nodes, {} errors · first byte \
              p50 {:.1} ms p99 {:.0} ms · {} purges, applied p50 {:.1} ms p99 {:.0} ms",
             self.scenario,
             self.seed,
             totals.requests,
+            share(totals.hits),
+            share(totals.other_node),
             totals.errors,
             totals.latency_ms[0],
             totals.latency_ms[2],
@@ -437,18 +467,23 @@ mod tests {
 
     #[test]
     fn requests_count_in_the_second_in_which_they_were_sent() {
-        let summary = |sent, hit| RequestSummary {
+        let summary = |sent, from| RequestSummary {
             sent,
-            hit,
+            from: Some(from),
             latency: 1000,
             node: 0,
             country: 0,
             bytes: 1,
             error: false,
         };
-        let summaries = [summary(0, true), summary(999_999, false), summary(SECOND, true)];
+        let summaries = [
+            summary(0, ServedFrom::OwnStore),
+            summary(999_999, ServedFrom::OtherNode),
+            summary(SECOND, ServedFrom::OwnStore),
+        ];
         let seconds = seconds(2, &summaries, &Facts::default(), &[], 1);
-        assert_eq!((seconds[0].requests, seconds[0].hits), (2, 1));
+        let first = &seconds[0];
+        assert_eq!((first.requests, first.hits, first.other_node), (2, 1, 1));
         assert_eq!((seconds[1].requests, seconds[1].hits), (1, 1));
     }
 
