@@ -46,6 +46,8 @@ pub struct ClientRequest {
     pub address: Option<Ipv4Addr>,
     /// First and last byte of the requested range, inclusive.
     pub range: Option<(u64, u64)>,
+    /// Whether the client accepts gzip.
+    pub accepts_gzip: bool,
     /// Further header fields; names in lower case.
     pub headers: Vec<(String, String)>,
     /// The request's body.
@@ -68,6 +70,7 @@ impl ClientRequest {
             group: None,
             address: None,
             range: None,
+            accepts_gzip: false,
             headers: Vec::new(),
             body: Bytes::new(),
         }
@@ -91,6 +94,9 @@ impl ClientRequest {
         if let Some((from, to)) = self.range {
             request = request.header("range", format!("bytes={from}-{to}"));
         }
+        if self.accepts_gzip {
+            request = request.header("accept-encoding", "gzip");
+        }
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -105,7 +111,7 @@ pub struct ClientResponse {
     pub status: u16,
     /// The header fields.
     pub headers: HeaderMap,
-    /// The body.
+    /// The content, decoded if it was coded.
     pub body: Bytes,
     /// When the header section had arrived.
     pub first_byte: Instant,
@@ -338,6 +344,11 @@ async fn read_response(
     let first_byte = Instant::now();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.with_context(|| broken_body(&parts))?.to_bytes();
+    let body = match parts.headers.get("content-encoding") {
+        None => body,
+        Some(coding) if coding == "gzip" => unzip(&body).context("the body is no valid gzip")?,
+        Some(coding) => bail!("the client does not accept the coding {coding:?}"),
+    };
     Ok(ClientResponse {
         status: parts.status.as_u16(),
         headers: parts.headers,
@@ -345,6 +356,12 @@ async fn read_response(
         first_byte,
         retried,
     })
+}
+
+fn unzip(body: &[u8]) -> std::io::Result<Bytes> {
+    let mut content = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(body), &mut content)?;
+    Ok(content.into())
 }
 
 fn broken_body(parts: &http::response::Parts) -> String {

@@ -216,6 +216,7 @@ pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Obs
     client_request.group = group.clone();
     client_request.address = Some(address_of(request.country, request.client));
     client_request.range = request.range;
+    client_request.accepts_gzip = request.accepts_gzip;
     let sent = fleet.journal.now();
     let sent_at = tokio::time::Instant::now();
     let response = match found {
@@ -262,6 +263,7 @@ fn observe(response: &ClientResponse) -> ObservedResponse {
         age: all("age").and_then(|age| age.parse().ok()),
         cache_status: all("cache-status"),
         content_range: text("content-range"),
+        is_coded: response.header("content-encoding").is_some(),
         length: response.body.len() as u64,
         body: identify(&response.body, from.unwrap_or(0)),
     }

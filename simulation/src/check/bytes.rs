@@ -44,12 +44,26 @@ fn check(
     }
     check_length(context, observation, response, identity)?;
     let etag = entity_tag(identity);
-    if response.etag.as_ref() != Some(&etag) {
+    if !is_tag_of(response, &etag) {
         return Err(format!("ETag is {:?}, but the body has {etag}", response.etag));
     }
     let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
     let fetch = fetch.ok_or("X-Fetch does not name an upstream request")?;
     check_fetch(fetch, observation, identity)
+}
+
+/// Whether the response has this entity tag. The tag of coded content has a suffix: `"5-2-0~gzip.3f9a2c41"` if it is
+/// stored, `W/"5-2-0~gzip"` if it is coded for this response alone.
+fn is_tag_of(response: &ObservedResponse, etag: &str) -> bool {
+    let uncoded = etag.trim_end_matches('"');
+    match (&response.etag, response.is_coded) {
+        (None, _) => false,
+        (Some(found), false) => found == etag,
+        (Some(found), true) => {
+            let strong = found.strip_prefix("W/").unwrap_or(found);
+            strong.strip_prefix(uncoded).is_some_and(|suffix| suffix.starts_with("~gzip"))
+        }
+    }
 }
 
 fn check_length(
@@ -142,6 +156,26 @@ mod tests {
     #[test]
     fn headers_of_one_version_on_bytes_of_another_are_reported() {
         check(|observation| response(observation).etag = Some("\"1-2-0\"".into()), "ETag is");
+    }
+
+    #[test]
+    fn coded_content_has_a_tag_of_its_own() {
+        let coded = |suffix: &'static str| {
+            move |observation: &mut Observation| {
+                let response = response(observation);
+                response.is_coded = true;
+                let etag = response.etag.take().expect("a tag");
+                response.etag = Some(format!("{}{suffix}\"", etag.trim_end_matches('"')));
+            }
+        };
+        check(coded("~gzip.3f9a2c41"), "");
+        check(coded(""), "ETag is");
+        let weak = |observation: &mut Observation| {
+            coded("~gzip")(observation);
+            let response = response(observation);
+            response.etag = response.etag.take().map(|etag| format!("W/{etag}"));
+        };
+        check(weak, "");
     }
 
     #[test]

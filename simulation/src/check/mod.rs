@@ -81,6 +81,8 @@ pub struct ObservedResponse {
     pub cache_status: Option<String>,
     /// `Content-Range`.
     pub content_range: Option<String>,
+    /// Whether the content was coded (`Content-Encoding`).
+    pub is_coded: bool,
     /// Length of the body.
     pub length: u64,
     /// The identity of the body's bytes.
@@ -454,6 +456,7 @@ pub(crate) mod tests {
                     age: Some(age),
                     cache_status: Some(cache_status.to_owned()),
                     content_range: None,
+                    is_coded: false,
                     length: object.length(fetch.version),
                     body: Ok(body),
                 }),

@@ -25,7 +25,7 @@ impl Checker for BadOriginsAreLeft {
     }
 
     fn promise(&self) -> &'static str {
-        "5 s after an origin of a pool begins to fail it gets at most a quarter of the requests that it had"
+        "8 s after an origin of a pool begins to fail it gets at most a quarter of the requests that it had"
     }
 
     fn end(&mut self, context: CheckContext) {
@@ -39,7 +39,7 @@ impl Checker for BadOriginsAreLeft {
                 self.findings.count_check();
                 if during > before / SHARE_LEFT {
                     let what = format!(
-                        "it got {during:.1} requests per second from 5 s on, and {before:.1} before"
+                        "it got {during:.1} requests per second from 8 s on, and {before:.1} before"
                     );
                     self.findings.record_violation(fault.began, fault.what.clone(), what);
                 }
@@ -68,7 +68,7 @@ pub fn requests_per_s(facts: &Facts, fault: &Fault, origin: usize) -> Option<(f6
 
 const KINDS: [&str; 3] = ["origin-slow", "origin-fails", "origin-truncates"];
 /// Five faulty responses in a row at each node and pool, and a busy machine.
-const LEFT_AFTER: Micros = 5 * SECOND;
+const LEFT_AFTER: Micros = 8 * SECOND;
 /// Trials of all nodes and pools remain.
 const SHARE_LEFT: f64 = 4.0;
 /// With fewer requests per second, trials are a large share of them.
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn an_origin_that_fails_and_keeps_its_requests_is_reported() {
-        assert_eq!(broken("origin-fails", 22, true), 0);
+        assert_eq!(broken("origin-fails", 27, true), 0);
         assert_eq!(broken("origin-fails", 40, true), 1);
         assert_eq!(broken("origin-down", 40, true), 0);
         assert_eq!(broken("origin-fails", 40, false), 0, "the only origin of its pool");

@@ -38,14 +38,14 @@ pub fn region_fills(context: CheckContext) -> Vec<RegionFills> {
 }
 
 /// The response that a region has for a key.
-struct Known<'a> {
+struct KnownResponse<'a> {
     fill: &'a Fetch,
     fresh_until: Micros,
 }
 
 fn fills_of_region(context: CheckContext, node: NodeId) -> RegionFills {
     let mut fills = RegionFills { node, ..RegionFills::default() };
-    let mut known: HashMap<Key<'_>, Known<'_>> = HashMap::new();
+    let mut known: HashMap<Key<'_>, KnownResponse<'_>> = HashMap::new();
     let is_counted = |fetch: &&Fetch| context.is_for(fetch, node) && is_whole(context, fetch);
     for fetch in context.facts.fetches.iter().filter(is_counted) {
         let key = key(context, fetch);
@@ -59,7 +59,7 @@ fn fills_of_region(context: CheckContext, node: NodeId) -> RegionFills {
             }
         }
         let fresh_until = fresh_until.saturating_sub(ROUNDING);
-        known.insert(key, Known { fill: fetch, fresh_until });
+        known.insert(key, KnownResponse { fill: fetch, fresh_until });
     }
     fills
 }
@@ -92,7 +92,12 @@ fn is_whole(context: CheckContext, fetch: &Fetch) -> bool {
 }
 
 /// Whether a node of the region could have used the response that the region has.
-fn is_repeated(context: CheckContext, node: NodeId, known: &Known<'_>, fetch: &Fetch) -> bool {
+fn is_repeated(
+    context: CheckContext,
+    node: NodeId,
+    known: &KnownResponse<'_>,
+    fetch: &Fetch,
+) -> bool {
     let (since, at) = (known.fill.began, fetch.began);
     at < known.fresh_until
         && !is_purged(context, known.fill, fetch)

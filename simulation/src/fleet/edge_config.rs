@@ -223,9 +223,11 @@ const SERVED_AFTER_TTL_S: u64 = 10;
 const ORIGIN_LISTS: &str = "/proc/self/cwd";
 
 /// An origin that is late or stops in the middle of a response costs a client this long, and not the 30 s of the
-/// defaults.
+/// defaults. Ejections stay as long as the first one: the faults of a run follow each other within seconds, and no
+/// more than half of a pool's origins are ejected at a time.
 const FAILOVER: &str = r#"retry.per_try_timeout = "1s"
 deadlines.between_bytes = "3s"
+health.eject_for_max = "10s"
 
 "#;
 

@@ -295,12 +295,17 @@ impl Fleet {
     /// Sends requests that no origin has an object for, so that nodes connect to each other before the load: the
     /// handshakes of all nodes at once would take longer than the deadline for an owner.
     async fn open_peer_connections(&self) -> anyhow::Result<()> {
-        for number in 0..FIRST_REQUESTS {
-            for node in &self.nodes {
+        let mut requests = tokio::task::JoinSet::new();
+        for node in &self.nodes {
+            for number in 0..FIRST_REQUESTS {
+                let port = node.spec.ports.http;
                 let request = ClientRequest::path(HOSTS[0], &format!("/first/{number}"));
                 // A connection of its own, so that each worker gets some.
-                Client::plain().send_http(node.spec.ports.http, &request).await?;
+                requests.spawn(async move { Client::plain().send_http(port, &request).await });
             }
+        }
+        while let Some(response) = requests.join_next().await {
+            response.context("a request panicked")??;
         }
         Ok(())
     }

@@ -163,17 +163,17 @@ pub struct Receipt {
 /// The response to `GET /origins`, as far as it is used.
 #[derive(Deserialize)]
 struct OriginsResponse {
-    pools: Vec<PoolState>,
+    pools: Vec<ReportedPool>,
 }
 
 #[derive(Deserialize)]
-struct PoolState {
+struct ReportedPool {
     pool: String,
-    origins: Vec<OriginReport>,
+    origins: Vec<ReportedOrigin>,
 }
 
 #[derive(Deserialize)]
-struct OriginReport {
+struct ReportedOrigin {
     origin: String,
     state: String,
 }
@@ -234,8 +234,8 @@ impl Admin {
         let (status, body) = self.call(Method::GET, "/origins", String::new()).await?;
         ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
         let OriginsResponse { pools } = serde_json::from_slice(&body).context("the origins")?;
-        let of_pool = |PoolState { pool, origins }: PoolState| {
-            origins.into_iter().filter_map(move |OriginReport { origin, state }| {
+        let of_pool = |ReportedPool { pool, origins }: ReportedPool| {
+            origins.into_iter().filter_map(move |ReportedOrigin { origin, state }| {
                 let port = origin.rsplit_once(':')?.1.parse().ok()?;
                 Some((pool.clone(), port, matches!(&*state, "up" | "slow-start")))
             })

@@ -211,7 +211,7 @@ impl Origin {
         // Last-Modified grows with the version: version n is n minutes after a fixed time.
         let last_modified = SystemTime::UNIX_EPOCH
             + Duration::from_secs(1_700_000_000 + 60 * u64::from(identity.version));
-        set(headers, header::CONTENT_TYPE, "application/octet-stream");
+        set(headers, header::CONTENT_TYPE, object.class.content_type());
         set(headers, header::CACHE_CONTROL, &object.cache_control());
         set(headers, header::ETAG, &entity_tag(identity));
         set(headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(last_modified));

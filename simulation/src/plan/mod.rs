@@ -28,6 +28,8 @@ pub struct Request {
     pub range: Option<(u64, u64)>,
     /// The protocol of the connection.
     pub protocol: Protocol,
+    /// Whether the client accepts gzip; it checks the decoded content.
+    pub accepts_gzip: bool,
     /// Random number that selects one of the nodes that are ready when the request is sent.
     pub pick: u64,
 }
@@ -142,7 +144,10 @@ fn request(load: &Load, object: &Object, random: &mut Random) -> Request {
     let client = 1 + random.below(u64::from(load.clients.max(1))) as u32;
     // The country depends on the client's number only, so that a client never changes its country.
     let country = country_of(&mut Random::new(u64::from(client)));
-    Request { client, country, object: object.id, range, protocol, pick: random.bits() }
+    let pick = random.bits();
+    // The lowest bits of `pick` select a node.
+    let accepts_gzip = range.is_none() && pick >> 63 == 1;
+    Request { client, country, object: object.id, range, protocol, accepts_gzip, pick }
 }
 
 fn country_of(random: &mut Random) -> usize {

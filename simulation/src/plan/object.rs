@@ -59,6 +59,14 @@ impl Class {
         }
     }
 
+    /// The `Content-Type` of its objects: nodes compress text.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Class::Page | Class::Slow | Class::Private => "text/html",
+            _ => "application/octet-stream",
+        }
+    }
+
     /// Whether a shared cache may store objects of this class.
     pub fn is_shared(self) -> bool {
         !matches!(self, Class::Private | Class::Dynamic | Class::World)

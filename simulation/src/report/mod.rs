@@ -47,33 +47,6 @@ mod tests {
 
     /// A record with example data for every part of the page.
     pub(crate) fn sample() -> RunRecord {
-        let second = |at: usize| {
-            let wave = (at as f64 / 7.0).sin();
-            let down = (30..40).contains(&at);
-            Second {
-                requests: (60.0 + 20.0 * wave) as u64,
-                hits: if down { 30 } else { 36 },
-                other_node: if down { 2 } else { 9 },
-                errors: u64::from(down) * 3,
-                latency_ms: [0.8, 60.0 + 30.0 * wave, 180.0],
-                fetches: (15.0 + 8.0 * wave) as u64,
-                validations: 5,
-                fetched_bytes: 100_000,
-                memory_mib: 300 + at as u64,
-            }
-        };
-        let node = |name: &str, region: usize, down: Vec<[f64; 2]>| NodeRow {
-            place: PlaceRow::in_region(name.into(), region),
-            region: crate::plan::place::REGIONS[region].label.into(),
-            requests: 1800,
-            hits: 1300,
-            other_node: 120,
-            bytes_to_nodes: 3_000_000,
-            memory_mib: 96,
-            files: 80,
-            cpu_ms: 2300,
-            down,
-        };
         let fault =
             |what: &str, from, to| FaultRow { kind: "cut".into(), what: what.into(), from, to };
         let purge = |at: usize| PurgeRow {
@@ -104,32 +77,9 @@ mod tests {
                 bytes: 90_000_000,
                 ..Totals::default()
             },
-            regions: vec![RegionRow {
-                region: "Frankfurt".into(),
-                nodes: 2,
-                requests: 3600,
-                own_store: 2600,
-                other_node: 400,
-                origin: 590,
-                fills: 310,
-                repeated: 4,
-                has_peers: true,
-            }],
-            routing: vec![RoutingRow {
-                country: "US".into(),
-                down: Some("origin-virginia".into()),
-                expected: "origin-frankfurt".into(),
-                got: [("origin-frankfurt".to_owned(), 41), ("origin-tokyo".to_owned(), 1)].into(),
-            }],
-            origin_faults: vec![OriginFaultRow {
-                what: "origin-frankfurt down".into(),
-                from: 12.0,
-                lasted: 9.0,
-                left: 4,
-                left_after: Some([0.2, 1.4]),
-                back_after: Some([0.9, 7.5]),
-                still_left: 0,
-            }],
+            regions: regions(),
+            routing: routing(),
+            origin_faults: origin_faults(),
             nodes: vec![
                 node("frankfurt-1", 0, vec![[30.0, 38.0]]),
                 node("frankfurt-2", 0, vec![]),
@@ -150,6 +100,72 @@ mod tests {
             trouble: vec!["a fault that could not be made".into()],
             notes: vec!["a note".into()],
         }
+    }
+
+    fn second(at: usize) -> Second {
+        let wave = (at as f64 / 7.0).sin();
+        let down = (30..40).contains(&at);
+        Second {
+            requests: (60.0 + 20.0 * wave) as u64,
+            hits: if down { 30 } else { 36 },
+            other_node: if down { 2 } else { 9 },
+            errors: u64::from(down) * 3,
+            latency_ms: [0.8, 60.0 + 30.0 * wave, 180.0],
+            fetches: (15.0 + 8.0 * wave) as u64,
+            validations: 5,
+            fetched_bytes: 100_000,
+            memory_mib: 300 + at as u64,
+        }
+    }
+
+    fn node(name: &str, region: usize, down: Vec<[f64; 2]>) -> NodeRow {
+        NodeRow {
+            place: PlaceRow::in_region(name.into(), region),
+            region: crate::plan::place::REGIONS[region].label.into(),
+            requests: 1800,
+            hits: 1300,
+            other_node: 120,
+            bytes_to_nodes: 3_000_000,
+            memory_mib: 96,
+            files: 80,
+            cpu_ms: 2300,
+            down,
+        }
+    }
+
+    fn regions() -> Vec<RegionRow> {
+        vec![RegionRow {
+            region: "Frankfurt".into(),
+            nodes: 2,
+            requests: 3600,
+            own_store: 2600,
+            other_node: 400,
+            origin: 590,
+            fills: 310,
+            repeated: 4,
+            has_peers: true,
+        }]
+    }
+
+    fn routing() -> Vec<RoutingRow> {
+        vec![RoutingRow {
+            country: "US".into(),
+            down: Some("origin-virginia".into()),
+            expected: "origin-frankfurt".into(),
+            got: [("origin-frankfurt".to_owned(), 41), ("origin-tokyo".to_owned(), 1)].into(),
+        }]
+    }
+
+    fn origin_faults() -> Vec<OriginFaultRow> {
+        vec![OriginFaultRow {
+            what: "origin-frankfurt down".into(),
+            from: 12.0,
+            lasted: 9.0,
+            left: 4,
+            left_after: Some([0.2, 1.4]),
+            back_after: Some([0.9, 7.5]),
+            still_left: 0,
+        }]
     }
 
     fn clients() -> Vec<crate::report::record::ClientRow> {
