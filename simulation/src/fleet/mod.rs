@@ -87,7 +87,11 @@ pub struct Fleet {
 }
 
 /// Enough that each worker of a node has probably asked each other node of its region.
-const FIRST_REQUESTS: usize = 24;
+const FIRST_REQUESTS: usize = 16;
+/// The later ones also ask nodes that were late in the first one.
+const FIRST_ROUNDS: usize = 3;
+/// How long a node that was late is not asked: `peers.skip_for`.
+const SKIPPED_FOR: Duration = Duration::from_millis(1100);
 
 /// How long the nodes may take at the start until each knows all others: a few heartbeats.
 const ACQUAINTANCE_LIMIT: Duration = Duration::from_secs(30);
@@ -295,17 +299,21 @@ impl Fleet {
     /// Sends requests that no origin has an object for, so that nodes connect to each other before the load: the
     /// handshakes of all nodes at once would take longer than the deadline for an owner.
     async fn open_peer_connections(&self) -> anyhow::Result<()> {
-        let mut requests = tokio::task::JoinSet::new();
-        for node in &self.nodes {
-            for number in 0..FIRST_REQUESTS {
-                let port = node.spec.ports.http;
-                let request = ClientRequest::path(HOSTS[0], &format!("/first/{number}"));
-                // A connection of its own, so that each worker gets some.
-                requests.spawn(async move { Client::plain().send_http(port, &request).await });
+        for round in 0..FIRST_ROUNDS {
+            let mut requests = tokio::task::JoinSet::new();
+            for node in &self.nodes {
+                for number in 0..FIRST_REQUESTS {
+                    let port = node.spec.ports.http;
+                    let path = format!("/first/{round}-{number}");
+                    let request = ClientRequest::path(HOSTS[0], &path);
+                    // A connection of its own, so that each worker gets some.
+                    requests.spawn(async move { Client::plain().send_http(port, &request).await });
+                }
             }
-        }
-        while let Some(response) = requests.join_next().await {
-            response.context("a request panicked")??;
+            while let Some(response) = requests.join_next().await {
+                response.context("a request panicked")??;
+            }
+            sleep(SKIPPED_FOR).await;
         }
         Ok(())
     }
