@@ -716,6 +716,11 @@ impl HopFailure {
         }
     }
 
+    /// Whether the peer lives, although it cannot answer this request.
+    pub(crate) const fn is_alive(self) -> bool {
+        matches!(self, Self::Version | Self::Digest | Self::Key | Self::Purges | Self::Refused)
+    }
+
     /// Whether the peer should get no request for a while.
     pub(crate) const fn is_silence(self) -> bool {
         matches!(self, Self::Deadline | Self::Connection | Self::Verdict | Self::Overload)
@@ -737,6 +742,8 @@ labels! {
     Skipped "skipped";
     /// A purge covers the key, or may cover it, that other nodes may not have applied yet.
     Purges "purges";
+    /// The rule has a shield, and no node of its regions can be asked.
+    ShieldGone "shield-gone";
 }
 
 labels! {
@@ -746,4 +753,6 @@ labels! {
     Origin "origin";
     /// Another node of the region.
     Peer "peer";
+    /// A node of the shield region.
+    Shield "shield";
 }

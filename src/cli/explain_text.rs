@@ -121,6 +121,11 @@ fn next_hop(explanation: &Value) -> Option<String> {
         "peer" => {
             format!("the owner of the key: {}", words(&hop["peers"]).replace(", ", ", then "))
         }
+        "shield" => {
+            let nodes = words(&hop["peers"]).replace(", ", ", then ");
+            format!("the shield, region {}: {nodes}", word(&hop["region"]))
+        }
+        "error" => format!("none: {}, and shield_gone is \"error\"", word(&hop["why"])),
         _ => format!("the origin: {}", word(&hop["why"])),
     })
 }

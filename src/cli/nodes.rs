@@ -115,8 +115,14 @@ fn peer(node: &Value) -> String {
     }
 }
 
-/// The response of `GET /nodes/owner` in words.
+/// The response of `GET /nodes/owner` in words: the owner in the region of the node, and in each of its shields.
 fn owner(reply: &Value) -> String {
+    let shield = reply["shield"].as_array().into_iter().flatten();
+    let shield = shield.map(|of_shield| format!("shield: {}", owner_in(of_shield, &reply["key"])));
+    owner_in(reply, &reply["key"]) + &shield.collect::<String>()
+}
+
+fn owner_in(reply: &Value, key: &Value) -> String {
     let names: Vec<&str> =
         reply["ranking"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let region = reply["region"].as_str().unwrap_or_default();
@@ -129,7 +135,7 @@ fn owner(reply: &Value) -> String {
         [] => String::new(),
         rest => format!("after it: {}\n", rest[..rest.len().min(SHOWN_MAX)].join(", ")),
     };
-    format!("{owner} owns {} in {place}\n{after}", reply["key"])
+    format!("{owner} owns {key} in {place}\n{after}")
 }
 
 const HEAD: [&str; 11] = [
@@ -184,5 +190,10 @@ mod tests {
         assert_eq!(owner(&reply(&["b"])), "b owns \"http://x/\" in region eu\n");
         assert!(owner(&reply(&["b", "a", "c"])).ends_with("after it: a, c\n"));
         assert_eq!(owner(&reply(&[])), "no node of region eu is ready\n");
+        let mut reply = reply(&["b"]);
+        reply["shield"] = serde_json::json!([{"region": "fra", "ranking": ["f"]}]);
+        let expected =
+            "b owns \"http://x/\" in region eu\nshield: f owns \"http://x/\" in region fra\n";
+        assert_eq!(owner(&reply), expected);
     }
 }

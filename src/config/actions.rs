@@ -16,12 +16,22 @@ use super::sites::is_name;
 use super::values::{Value, text};
 use crate::guard::normal_path;
 use crate::route::{
-    Action, Fixed, Forward, GeoRedirect, Mirror, PoolByClient, Redirect, Rewrite, Template,
+    Action, Fixed, Forward, GeoRedirect, Mirror, PoolByClient, Redirect, Rewrite, Shield,
+    ShieldGone, Template,
 };
 
-/// Reads actions, which may name these pools.
+/// Reads actions, which may name these pools and nodes of these regions.
 pub(super) struct Actions<'a> {
     pub pools: &'a [Arc<str>],
+    pub peers: KnownPeers,
+}
+
+/// What the configuration tells of the other nodes, which may be a shield.
+pub(super) struct KnownPeers {
+    /// Whether this node has peers.
+    pub are_on: bool,
+    /// The regions of all nodes. `None`: only the fleet knows them.
+    pub regions: Option<Vec<Arc<str>>>,
 }
 
 impl Actions<'_> {
@@ -60,6 +70,7 @@ impl Actions<'_> {
             forward.pool = split.largest().clone();
         }
         forward.mirror = self.read_mirror(&section.section("mirror"), forward.mirror.take());
+        forward.shield = self.read_shield(section, forward.shield.take());
         if let Some(redirect) = read_geo_redirect(&section.section("geo_redirect")) {
             forward.geo_redirect = Some(Box::new(redirect)).filter(|it| !it.names.is_empty());
         }
@@ -115,6 +126,51 @@ impl Actions<'_> {
             return None;
         }
         Some(mirror)
+    }
+
+    /// The shield of a site or rule: the inherited one, changed by what is set.
+    fn read_shield(&self, section: &Section<'_>, inherited: Option<Shield>) -> Option<Shield> {
+        let (mut regions, mut when_gone) = match inherited {
+            Some(shield) => (Some(shield.regions), shield.when_gone),
+            None => (None, ShieldGone::default()),
+        };
+        let is_set = section.read("shield", &mut regions);
+        let words = [("direct", ShieldGone::Direct), ("error", ShieldGone::Error)];
+        section.choice("shield_gone", &mut when_gone, &words);
+        let Some(regions) = regions else {
+            if section.has("shield_gone") && !is_set {
+                let message = "\"shield_gone\" has no effect without \"shield\", which names the region that is asked before the origin, such as shield = \"fra\"";
+                section.mistake("shield_gone", message);
+            }
+            return None;
+        };
+        if is_set {
+            self.check_shield(section, &regions);
+        }
+        Some(Shield { regions, when_gone })
+    }
+
+    fn check_shield(&self, section: &Section<'_>, regions: &[Arc<str>]) {
+        let most = Shield::REGIONS_MAX;
+        if !(1..=most).contains(&regions.len()) || regions.iter().any(|region| region.is_empty()) {
+            let expected = format!(
+                "expected the names of 1 to {most} regions (node.region), such as \"fra\" or [\"fra\", \"ams\"], or \"none\""
+            );
+            section.mistake("shield", expected);
+        }
+        let is_again = |(at, region): (usize, &Arc<str>)| regions[..at].contains(region);
+        if let Some(at) = regions.iter().enumerate().position(is_again) {
+            section.mistake("shield", format!("region {:?} is listed twice", regions[at]));
+        }
+        if !self.peers.are_on {
+            let message = "a shield has no effect without [peers], over which nodes ask each other: set \"peers.addresses\" and the certificate of this node, or remove \"shield\"";
+            return section.mistake("shield", message);
+        }
+        let Some(known) = &self.peers.regions else { return };
+        for region in regions.iter().filter(|region| !known.contains(region)) {
+            let near = suggestion(region, known.iter().map(|name| &**name));
+            section.warn("shield", format!("shield: no node of [peers.nodes] has the region {region:?} in [dns.nodes], so that it is never asked{near}"));
+        }
     }
 
     fn read_by_client(&self, section: &Section<'_>) -> Option<PoolByClient> {
@@ -184,6 +240,7 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
         by_continent: Vec::new(),
         split: None,
         mirror: None,
+        shield: None,
         geo_redirect: None,
         rewrite: Rewrite::default(),
     }
@@ -192,7 +249,7 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
 /// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
 /// rules that inherit them.
 pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
-    const OF_ORIGINS: [&str; 8] = [
+    const OF_ORIGINS: [&str; 10] = [
         "strip_prefix",
         "add_prefix",
         "pools_by",
@@ -200,6 +257,8 @@ pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, pass
         "pools_by_continent",
         "split",
         "mirror",
+        "shield",
+        "shield_gone",
         "geo_redirect",
     ];
     let (does, inherited): (_, &[&str]) = match action {

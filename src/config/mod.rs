@@ -41,6 +41,7 @@ use crate::{
     control, dns, fill, guard, listen, peers, purge, rendezvous, respond, route, serve, store,
     upstream,
 };
+use actions::KnownPeers;
 use reader::{OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
 
@@ -375,7 +376,8 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let pools: Vec<Arc<str>> =
         config.upstream.pools.iter().map(|pool| pool.settings.name.clone()).collect();
     let age_max = config.store.object_age_max;
-    let (routes, silences) = sites::read_sites(&root, &pools, age_max);
+    let peers = known_peers(&config, flags, has_bus);
+    let (routes, silences) = sites::read_sites(&root, &pools, peers, age_max);
     config.routes = routes;
     apply(reader, flags, &mut config);
     rooms::check_peers(reader, &config);
@@ -383,6 +385,21 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let sites = config.routes.sites.iter().map(|site| (site.name.clone(), own(&site.name)));
     config.bus.silence_of_sites = sites.collect();
     config
+}
+
+/// What the file tells of other nodes. Without a bus, these are the static peers, whose regions are known if each
+/// is also in `[dns.nodes]`.
+fn known_peers(config: &Config, flags: &Flags, has_bus: bool) -> KnownPeers {
+    let listed = |name: &str| config.dns.nodes.iter().find(|node| *node.name == *name);
+    let others = config.peers.nodes.iter().filter(|(name, _)| **name != *config.node.name);
+    let regions: Option<Vec<Arc<str>>> =
+        others.map(|(name, _)| Some(listed(name)?.region.clone())).collect();
+    let own = flags.region.as_deref().unwrap_or(&config.node.region);
+    let regions = regions.filter(|_| !has_bus);
+    KnownPeers {
+        are_on: config.peers.is_on(),
+        regions: regions.map(|others| others.into_iter().chain([own.into()]).collect()),
+    }
 }
 
 /// Adds the pool of `--origin` to those of the file.

@@ -12,7 +12,7 @@ use http::StatusCode;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::actions::{Actions, check_ignored, to_pool};
+use super::actions::{Actions, KnownPeers, check_ignored, to_pool};
 use super::matches::read_matches;
 use super::reader::{Reader, Section};
 use super::remedy;
@@ -27,20 +27,22 @@ use crate::route::{
 };
 use crate::upstream::Scheme;
 
-/// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools.
+/// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools; `peers`: what is known of
+/// other nodes.
 /// `object_age_max` bounds every lifetime, because purges are forgotten after it.
 ///
 /// Also returns the sites that set `silence` themselves.
 pub(super) fn read_sites(
     root: &Section<'_>,
     pools: &[Arc<str>],
+    peers: KnownPeers,
     object_age_max: Duration,
 ) -> (Settings, BTreeMap<Arc<str>, SilenceAction>) {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     read_scope(&root.section("defaults"), &mut scope);
     let mut sites = Sites {
-        actions: Actions { pools },
+        actions: Actions { pools, peers },
         hosts: BTreeMap::new(),
         rules: HashMap::new(),
         silences: BTreeMap::new(),

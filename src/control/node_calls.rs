@@ -68,10 +68,16 @@ impl Admin {
         let region = table.get(self.bus.name()).map(|own| own.announcement.region.clone());
         let region = region.unwrap_or_default();
         // Without a load: the owner while the requests of the region are spread evenly.
-        let ranked = owners(&table, &region, KeyHash::of(key.as_bytes()).0 as u64, |_| 0);
-        let names: Vec<&str> = ranked.iter().map(|member| &*member.name).collect();
-        let owner = names.first();
-        let reply = json!({ "key": key, "region": &*region, "owner": owner, "ranking": names });
+        let hash = KeyHash::of(key.as_bytes()).0 as u64;
+        let owned = |region: &str| {
+            let ranked = owners(&table, region, hash, |_| 0);
+            let names: Vec<&str> = ranked.iter().map(|member| &*member.name).collect();
+            json!({ "region": region, "owner": names.first(), "ranking": names })
+        };
+        let mut reply = owned(&region);
+        reply["key"] = json!(key);
+        let shield = explained["shield"].as_array().into_iter().flatten();
+        reply["shield"] = shield.filter_map(Value::as_str).map(owned).collect();
         Ok(json_response(StatusCode::OK, &reply))
     }
 }

@@ -1,4 +1,5 @@
-//! The metrics of each peer of the region. The number of series is bounded by that of the region's nodes.
+//! The metrics of each peer of the region and of the shields that rules name. The number of series is bounded by that
+//! of these nodes.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::labels::HopFailure;
-use crate::serve::{PeerCounts, SharedRegion};
+use crate::serve::{PeerCounts, PeerLink, SharedRegion};
 
 /// Collects what was counted of each peer.
 pub(super) struct PeerMetrics(pub(super) SharedRegion);
@@ -25,8 +26,8 @@ impl fmt::Debug for PeerMetrics {
 type CounterOfPeer = (&'static str, &'static str, fn(&PeerCounts) -> &AtomicU64);
 
 const COUNTERS: [CounterOfPeer; 3] = [
-    ("peer_requests", "Requests to each node of the region.", |counts| &counts.requests),
-    ("peer_responses", "Usable responses of each node of the region.", |counts| &counts.responses),
+    ("peer_requests", "Requests to each peer that is asked.", |counts| &counts.requests),
+    ("peer_responses", "Usable responses of each peer that is asked.", |counts| &counts.responses),
     ("peer_response_bytes", "Bytes of the bodies of these responses.", |counts| &counts.bytes),
 ];
 
@@ -39,7 +40,7 @@ impl Collector for PeerMetrics {
             let help = help.trim_end_matches('.');
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for link in links() {
-                let labels = [("peer", &*link.name)];
+                let labels = labels(link);
                 let value = read(counter(&link.counts));
                 ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
             }
@@ -49,23 +50,35 @@ impl Collector for PeerMetrics {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for link in links() {
             let seconds = read(&link.counts.first_byte_us) as f64 / 1e6;
-            ConstCounter::new(seconds).encode(family.encode_family(&[("peer", &*link.name)])?)?;
+            ConstCounter::new(seconds).encode(family.encode_family(&labels(link))?)?;
         }
-        let help = "Requests to each node of the region without a usable response, by reason";
+        let help = "Requests to each peer that is asked without a usable response, by reason";
         let mut family =
             encoder.encode_descriptor("peer_failures", help, None, MetricType::Counter)?;
         for link in links() {
             for (reason, count) in HopFailure::WORDS.iter().zip(&link.counts.failures) {
-                let labels = [("peer", &*link.name), ("reason", *reason)];
+                let [peer, region] = labels(link);
+                let labels = [peer, ("reason", *reason), region];
                 ConstCounter::new(read(count)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "Whether each node of the region answers, as far as is known";
+        let help = "Whether each peer that is asked answers, as far as is known";
         let mut family = encoder.encode_descriptor("peer_up", help, None, MetricType::Gauge)?;
         for link in links() {
-            let labels = [("peer", &*link.name)];
-            ConstGauge::new(i64::from(link.is_up())).encode(family.encode_family(&labels)?)?;
+            ConstGauge::new(i64::from(link.is_up()))
+                .encode(family.encode_family(&labels(link))?)?;
+        }
+        let help = "Measured round trip to each peer that is asked, smoothed; 0: not measured";
+        let name = "peer_round_trip_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for link in links() {
+            let round_trip = link.round_trip().unwrap_or_default().as_secs_f64();
+            ConstGauge::new(round_trip).encode(family.encode_family(&labels(link))?)?;
         }
         Ok(())
     }
+}
+
+fn labels(link: &PeerLink) -> [(&str, &str); 2] {
+    [("peer", &*link.name), ("region", &*link.region)]
 }

@@ -1,4 +1,5 @@
-//! Publishes the nodes of this node's region, and the connections to them, to the workers.
+//! Publishes the nodes of this node's region and of the shields that rules name, and the connections to them, to the
+//! workers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,19 +85,26 @@ fn next_region(
     let is_kept = |link: &&Arc<PeerLink>| {
         !is_new && before.settings.deadline == ask.deadline && link.address.port() != 0
     };
-    let links = Region::peers_in(&table, &before.node, &before.name).filter_map(|(name, address)| {
-        let known = before.links.get(name).filter(is_kept).filter(|link| link.address == address);
+    let regions: Vec<_> = config.routes.shield_regions().chain([&before.name]).collect();
+    let links = Region::peers_in(&table, &before.node, &regions).filter_map(|(peer, address)| {
+        let (name, region) = (&peer.name, &peer.announcement.region);
+        let known = before.links.get(name).filter(is_kept);
+        let known = known.filter(|link| link.address == address && link.region == *region);
         if let Some(link) = known {
             return Some((name.clone(), link.clone()));
         }
-        let definition = definition(name, address, client, ask.deadline);
+        let opening = match *region == before.name {
+            true => ask.deadline,
+            false => ask.deadline.max(OPENING_FAR),
+        };
+        let definition = definition(name, address, client, opening);
         let built = Pools::default().reload(&[definition]);
         let pool = built.ok().and_then(|(pools, _)| pools.iter().next().cloned());
         let Some(pool) = pool else {
             tracing::warn!(peer = %name, %address, "a peer cannot be asked: its name is no DNS name");
             return None;
         };
-        Some((name.clone(), Arc::new(PeerLink::new(name.clone(), address, pool, clock.instant()))))
+        Some((name.clone(), Arc::new(PeerLink::new(peer, address, pool, clock.instant()))))
     });
     let links = links.collect();
     Region {
@@ -110,12 +118,12 @@ fn next_region(
 }
 
 /// The pool of one peer. The peer keeps the deadlines of the origin, and PINGs find out whether it lives; so
-/// this node sets none but that of the acknowledgement, and never tries twice.
+/// this node sets none but that of the acknowledgement, and never tries twice. `opening`: the time for a connection.
 fn definition(
     name: &Arc<str>,
     address: std::net::SocketAddr,
     client: &Arc<ClientConfig>,
-    deadline: Duration,
+    opening: Duration,
 ) -> PoolDefinition {
     let origin = Origin {
         address: Some(address.ip()),
@@ -127,8 +135,8 @@ fn definition(
         protocol: Protocol::Http2,
         tls: OriginTls { prepared: Some(PreparedTls(client.clone())), ..OriginTls::default() },
         deadlines: Deadlines {
-            connect: deadline,
-            tls: deadline,
+            connect: opening,
+            tls: opening,
             first_byte: NO_DEADLINE,
             between_bytes: NO_DEADLINE,
             ..Deadlines::default()
@@ -148,6 +156,8 @@ fn definition(
     definition
 }
 
+/// A connection to a node of a shield may take so long, TCP and TLS each: two round trips around the earth.
+const OPENING_FAR: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longer than any deadline of an origin.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 3600);

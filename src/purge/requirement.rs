@@ -38,6 +38,23 @@ impl Requirement {
         }
     }
 
+    /// Both requirements, each once, for the next hop of a request that came with `other`. More than
+    /// [`ENTRIES_MAX`] entries become origin-only.
+    pub(crate) fn and(self, other: &Self) -> Self {
+        let (Self::Entries(mut entries), Self::Entries(others)) = (self, other) else {
+            return Self::OriginOnly;
+        };
+        for entry in others {
+            if !entries.contains(entry) {
+                entries.push(entry.clone());
+            }
+        }
+        match entries.len() <= ENTRIES_MAX {
+            true => Self::Entries(entries),
+            false => Self::OriginOnly,
+        }
+    }
+
     /// The value of the field `Skerry-Purges`. A position that the field cannot express is written as
     /// origin-only.
     pub(crate) fn to_field(&self) -> String {
@@ -159,6 +176,24 @@ mod tests {
         let history = "a\"b".into();
         let odd = StreamPosition { history, ..at(7) };
         assert_eq!(Requirement::Entries(vec![odd]).to_field(), "origin-only");
+    }
+
+    #[test]
+    fn behind_a_second_hop_both_requirements_must_be_met() {
+        let check = |own: Requirement, other: Requirement, both: Requirement| {
+            assert_eq!(own.clone().and(&other), both, "{own:?} and {other:?}");
+            assert!(
+                both == Requirement::OriginOnly || both.includes(&own) && both.includes(&other)
+            );
+        };
+        check(entries([7]), entries([9]), entries([7, 9]));
+        check(entries([7]), entries([7]), entries([7]));
+        check(entries([]), entries([9]), entries([9]));
+        check(entries([9]), entries([]), entries([9]));
+        check(entries([1, 2]), entries([2, 3, 4]), entries([1, 2, 3, 4]));
+        check(entries([1, 2]), entries([3, 4, 5]), Requirement::OriginOnly);
+        check(Requirement::OriginOnly, entries([9]), Requirement::OriginOnly);
+        check(entries([9]), Requirement::OriginOnly, Requirement::OriginOnly);
     }
 
     #[test]

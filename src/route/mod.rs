@@ -15,6 +15,7 @@ mod matches;
 mod mirror;
 mod rewrite;
 mod routes;
+mod shield;
 mod split;
 mod template;
 
@@ -35,6 +36,7 @@ pub(crate) use matches::{Matches, PathGlob, PathPattern};
 pub(crate) use mirror::{Mirror, MirrorPlace, RuleMirror};
 pub(crate) use rewrite::Rewrite;
 pub(crate) use routes::{RouteRequest, Routes, Rule, Site};
+pub(crate) use shield::{Shield, ShieldGone};
 pub(crate) use split::{Forced, ForcedBy, GroupCookie, Split, SplitBy, SplitGroup, Visitor};
 pub(crate) use template::{Facts, Template, VARIABLES};
 
@@ -131,6 +133,8 @@ pub(crate) struct Forward {
     pub split: Option<Box<Split>>,
     /// Where copies of requests are sent.
     pub mirror: Option<Box<Mirror>>,
+    /// The regions that are asked before the origin. `None`: none is.
+    pub shield: Option<Shield>,
     /// Sends clients to the name of the nearest region, before all else.
     pub geo_redirect: Option<Box<GeoRedirect>>,
     /// Changes the path for the origin.

@@ -9,8 +9,8 @@ use geo::Place;
 use http::{HeaderValue, Method};
 
 use super::{
-    Action, Forward, HostPattern, PoolByClient, RuleMirror, RuleSettings, Settings, SiteSettings,
-    Split, Visitor,
+    Action, Forward, HostPattern, PoolByClient, RuleMirror, RuleSettings, Settings, Shield,
+    SiteSettings, Split, Visitor,
 };
 use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
@@ -211,6 +211,14 @@ impl Rule {
         }
     }
 
+    /// The regions that are asked before the origin.
+    pub(crate) fn shield(&self) -> Option<&Shield> {
+        match &self.settings.action {
+            Action::Forward(forward) => forward.shield.as_ref(),
+            Action::Redirect(_) | Action::Fixed(_) => None,
+        }
+    }
+
     /// Where copies of requests are sent.
     pub(crate) fn mirror(&self) -> Option<&RuleMirror> {
         self.pools.mirror.as_deref()
@@ -313,6 +321,16 @@ impl RulePools {
 }
 
 impl Settings {
+    /// The regions that rules name as their shields.
+    pub(crate) fn shield_regions(&self) -> impl Iterator<Item = &Arc<str>> {
+        let rules = self.sites.iter().flat_map(|site| &site.rules);
+        let shields = rules.filter_map(|rule| match &rule.action {
+            Action::Forward(forward) => forward.shield.as_ref(),
+            Action::Redirect(_) | Action::Fixed(_) => None,
+        });
+        shields.flat_map(|shield| &shield.regions)
+    }
+
     /// Rules that can never match: the site, the rule, and the earlier rule that covers it.
     pub(crate) fn shadowed_rules(&self) -> Vec<(&SiteSettings, &RuleSettings, &RuleSettings)> {
         let mut hidden = Vec::new();
@@ -482,6 +500,7 @@ mod tests {
             by_country: vec![("DE".parse().unwrap(), "de".into())],
             by_continent: vec![("EU".parse().unwrap(), "eu".into())],
             split: None,
+            shield: None,
             mirror: None,
             geo_redirect: None,
             rewrite: Default::default(),

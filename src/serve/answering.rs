@@ -47,17 +47,23 @@ impl Visit {
         ))
     }
 
-    /// The purge requirement of the peer that sends this request, unless this node meets it. A request without
+    /// The purge requirement of the peer that sends this request; `None` for requests of clients. A request without
     /// one that can be read is answered by the origin only.
-    pub(super) fn unmet_by_this_node(&self) -> Option<Requirement> {
+    pub(super) fn received_requirement(&self) -> Option<Requirement> {
         self.context.hop.as_ref()?;
         let field = self.context.hop_purges.as_ref();
         let requirement = field.and_then(|field| Requirement::parse(field.as_bytes()));
-        let requirement = requirement.unwrap_or(Requirement::OriginOnly);
+        Some(requirement.unwrap_or(Requirement::OriginOnly))
+    }
+
+    /// This requirement, unless this node meets it.
+    pub(super) fn unmet_by_this_node(&self) -> Option<Requirement> {
+        let requirement = self.received_requirement()?;
         (!self.worker.store.purges().meets(&requirement)).then_some(requirement)
     }
 
-    /// Answers once this node has applied the purges that the peer requires, or by a new request to the origin.
+    /// Answers once this node has applied the purges that the peer requires, or by a new request to the shield or the
+    /// origin.
     pub(super) async fn answer_after_purges(
         &self,
         requirement: Requirement,

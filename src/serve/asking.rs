@@ -1,14 +1,14 @@
-//! Asking the owner of a key before the origin.
+//! Asking peers before the origin: the owner of a key in the region, and the owner in the rule's shield.
 //!
 //! ```text
 //! Job::send ─▶ owner ──102 or head within the deadline──▶ head ─ verdict ─▶ response of the peer
-//!                └ late, unreachable, refused, no verdict ─▶ next owner ─▶ origin
+//!                └ late, unreachable, refused, no verdict ─▶ next owner ─▶ shield ─▶ origin
 //! ```
 //!
-//! No failure of a peer reaches the client. The deadline covers the acknowledgement only: an owner that asks
-//! the origin says so by a 102 (Processing), and then the origin's deadlines, which it keeps, hold.
+//! No failure of a peer reaches the client, unless the rule says that only its shield may ask the origin. The
+//! deadline covers the acknowledgement only: an owner that asks further says so by a 102 (Processing), and then
+//! the origin's deadlines, which the last node keeps, hold.
 
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,26 +19,31 @@ use http::header::{
     RANGE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use tokio::sync::Notify;
 
 use super::Visit;
-use super::hop_body::{HopBody, SendToOrigin};
-use super::region::{AtPeer, NextHop, OwnLoad, PeerLink, Region};
+use super::distance::{Patience, in_time};
+use super::hop_body::{HopBody, SendToNextHop};
+use super::region::{AtPeer, NextHop, OwnLoad, PeerLink, Region, ShieldNodes};
 use super::worker::Worker;
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
 use crate::cache::{CacheKey, PurgeTarget};
 use crate::context::RequestId;
 use crate::interim::Interims;
-use crate::labels::{HopFailure, WhyOrigin};
-use crate::peers::{HOP, Hop, HopVerdict, PROTOCOL, PURGES};
+use crate::labels::{HopFailure, UpstreamKind, WhyOrigin};
+use crate::peers::{HOP, HOPS_MAX, Hop, HopVerdict, PROTOCOL, PURGES};
 use crate::purge::Requirement;
-use crate::upstream::{Intent, Upstream, UpstreamResponse};
+use crate::route::Shield;
+use crate::upstream::{Acknowledgement, FetchError, Intent, Upstream, UpstreamResponse};
 
-/// The peers that a request goes to before the origin, and how it is written for them.
+/// The peers of one region that a request goes to before the origin, and how it is written for them.
 pub(super) struct HopPlan {
+    /// Peers of this node's region, or of the shield.
+    pub kind: UpstreamKind,
     region: Arc<Region>,
     targets: Vec<Arc<PeerLink>>,
+    /// What follows if none of them answers.
+    then: AfterHop,
     /// With the scheme and authority of the client's request.
     uri: Uri,
     /// The client's fields after the gate, with those that tell of the client and of this hop.
@@ -58,12 +63,24 @@ pub(super) enum HopContent {
     Relayed,
 }
 
-/// The next hop of a request.
-pub(super) enum Route {
-    /// The origin. The value counts the request while it is in flight, if this node owns its key.
-    Origin(Option<OwnLoad>),
-    /// Peers, then the origin.
+/// What follows if no peer of a plan answers.
+#[derive(Clone)]
+pub(super) enum AfterHop {
+    /// The origin is asked.
+    Origin,
+    /// These peers are asked.
     Peers(Rc<HopPlan>),
+    /// Nothing: the shield of these regions is gone, and the rule lets no other node ask the origin.
+    ShieldGone(Box<str>),
+}
+
+/// The next hops of a request.
+#[derive(Default)]
+pub(super) struct Route {
+    /// Peers. `None`: the origin.
+    pub peers: Option<Rc<HopPlan>>,
+    /// Counts the request while it is in flight, if this node owns its key.
+    pub load: Option<OwnLoad>,
 }
 
 /// On whose behalf peers are asked.
@@ -73,13 +90,15 @@ pub(super) struct Asker {
     pub id: RequestId,
     /// Receives the interim responses of peers.
     pub interims: Option<Arc<Interims>>,
-    /// Sends a request to the origin, if a peer breaks off.
-    pub origin: SendToOrigin,
+    /// Sends further requests to what follows a peer that breaks off.
+    pub sender_to: Rc<dyn Fn(&AfterHop) -> SendToNextHop>,
 }
 
 /// A response and where it comes from.
 pub(super) struct Received {
     pub upstream: UpstreamResponse,
+    /// The kind of server that it comes from.
+    pub kind: UpstreamKind,
     /// The verdict of a peer about its response. `None`: the response is of the origin.
     pub verdict: Option<HopVerdict>,
 }
@@ -90,53 +109,103 @@ impl Visit {
         self.worker.region.is_some() && self.context.hop.is_none() && !self.leaves_peers_out
     }
 
-    /// The next hop of this request for `key`. Without peers it is the origin, which costs nothing.
+    /// The next hops of this request for `key`. Without peers it is the origin, which costs nothing.
     ///
-    /// Call it after the purge sequence was read with which the response will be stored: the peer must have all
+    /// Call it after the purge sequence was read with which the response will be stored: each peer must have all
     /// purges that are in force here then.
     pub(super) async fn route_hop(&self, key: &CacheKey, content: HopContent) -> Route {
-        // The owner of a region asks no other one.
-        let shared = self.worker.region.as_ref().filter(|_| self.may_ask_owner());
-        let Some(shared) = shared else { return Route::Origin(None) };
+        let Some(shared) = &self.worker.region else { return Route::default() };
+        // The owner of a region asks no other node of it.
+        let asks_region = self.context.hop.is_none();
+        if self.leaves_peers_out || !(asks_region || self.shield().is_some()) {
+            return Route::default();
+        }
         let region = shared.load_full();
-        let now = self.worker.clock.instant();
-        match region.next_hop(key.hash.0 as u64, &self.plan.digest, now) {
-            NextHop::Origin(WhyOrigin::Own) => Route::Origin(Some(OwnLoad::begin(&region))),
-            NextHop::Origin(_) => Route::Origin(None),
-            NextHop::Peers(targets) => {
-                let purges = self.purge_requirement(key).await;
-                let plan = purges.and_then(|purges| self.hop_plan(&region, key, content, &purges));
-                let plan = plan.map(|plan| HopPlan { targets, ..plan });
-                plan.map_or(Route::Origin(None), |plan| Route::Peers(Rc::new(plan)))
+        let mut route = Route::default();
+        let mut targets = Vec::new();
+        if asks_region {
+            let now = self.worker.clock.instant();
+            match region.next_hop(key.hash.0 as u64, &self.plan.digest, now) {
+                NextHop::Origin(WhyOrigin::Own) => route.load = Some(OwnLoad::begin(&region)),
+                NextHop::Origin(_) => {}
+                NextHop::Peers(peers) => targets = peers,
             }
         }
+        if targets.is_empty() && self.shield().is_none() {
+            return route;
+        }
+        let purges = self.worker.store.purges();
+        let target = self.purge_target(key);
+        let requirement = purges.requirement_within(&target, PURGES_AWAITED).await;
+        let then = self.after_region(&region, key, &requirement);
+        // No store of a peer will do for an origin-only request: its owner is not asked.
+        let asks_owner = !targets.is_empty() && requirement != Requirement::OriginOnly;
+        let leg = Leg { kind: UpstreamKind::Peer, region, targets, content, then: then.clone() };
+        let owner = if asks_owner { self.hop_plan(leg, key, &requirement) } else { None };
+        route.peers = owner.or(match then {
+            AfterHop::Peers(shield) => Some(shield),
+            AfterHop::Origin | AfterHop::ShieldGone(_) => None,
+        });
+        route
     }
 
-    /// The purges that a peer must have applied, as a field. `None`: no peer will do.
-    async fn purge_requirement(&self, key: &CacheKey) -> Option<HeaderValue> {
-        // As long as the response is unknown, a purge of any tag may cover it.
-        let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
-        let target = PurgeTarget { site: &self.site.name, url: key.url(), tags };
-        let purges = self.worker.store.purges();
-        match purges.requirement_within(&target, PURGES_AWAITED).await {
-            Requirement::OriginOnly => None,
-            entries => HeaderValue::try_from(entries.to_field()).ok(),
+    /// The shield of the rule, unless the request comes from a node that has asked this one as its shield.
+    pub(super) fn shield(&self) -> Option<&Shield> {
+        let is_asked = |hop: &Hop| hop.is_for_shield || hop.hops >= HOPS_MAX;
+        self.rule.shield().filter(|_| !self.context.hop.as_deref().is_some_and(is_asked))
+    }
+
+    /// The peers of the shield for requests that are sent later, such as those for missing bytes.
+    pub(super) fn shield_hop(&self, key: &CacheKey) -> Option<Rc<HopPlan>> {
+        let shared = self.worker.region.as_ref().filter(|_| self.shield().is_some())?;
+        let requirement = self.worker.store.purges().requirement(&self.purge_target(key));
+        match self.after_region(&shared.load_full(), key, &requirement) {
+            AfterHop::Peers(plan) => Some(plan),
+            AfterHop::Origin | AfterHop::ShieldGone(_) => None,
         }
     }
 
-    /// A plan without targets. `None`: the hop cannot be written.
-    fn hop_plan(
+    /// What follows the nodes of this region. `requirement`: the purges that this node has in force; the
+    /// requirement that came with the request must be met, too.
+    fn after_region(
         &self,
         region: &Arc<Region>,
         key: &CacheKey,
-        content: HopContent,
-        purges: &HeaderValue,
-    ) -> Option<HopPlan> {
+        requirement: &Requirement,
+    ) -> AfterHop {
+        let Some(shield) = self.shield() else { return AfterHop::Origin };
+        let ShieldNodes { links, may_ask_origin } =
+            region.shield_nodes(shield, key.hash.0 as u64, &self.plan.digest);
+        let then = match may_ask_origin {
+            true => AfterHop::Origin,
+            false => AfterHop::ShieldGone(shield.regions.join(", ").into()),
+        };
+        if links.is_empty() && may_ask_origin {
+            return AfterHop::Origin;
+        }
+        let received = self.received_requirement();
+        let both = received.map_or_else(|| requirement.clone(), |it| requirement.clone().and(&it));
+        let (region, kind) = (region.clone(), UpstreamKind::Shield);
+        // This node stores what it gets.
+        let content = HopContent::AsStored;
+        let leg = Leg { kind, region, targets: links, content, then: then.clone() };
+        self.hop_plan(leg, key, &both).map_or(then, AfterHop::Peers)
+    }
+
+    /// What purges of this key cover. As long as the response is unknown, a purge of any tag may cover it.
+    fn purge_target<'k>(&'k self, key: &'k CacheKey) -> PurgeTarget<'k> {
+        let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
+        PurgeTarget { site: &self.site.name, url: key.url(), tags }
+    }
+
+    /// `None`: the hop cannot be written.
+    fn hop_plan(&self, leg: Leg, key: &CacheKey, purges: &Requirement) -> Option<Rc<HopPlan>> {
+        let Leg { kind, region, targets, content, then } = leg;
         let hop = Hop {
             version: PROTOCOL,
             from: region.node.clone(),
             digest: self.plan.digest.clone(),
-            hops: 1,
+            hops: self.context.hop.as_ref().map_or(0, |hop| hop.hops) + 1,
             client: self.context.client.to_canonical(),
             id: self.context.id.0,
             key: self.hop_key(key),
@@ -147,18 +216,18 @@ impl Visit {
                     Some(self.accepted.to_string().into())
                 }
             },
-            is_for_shield: false,
+            is_for_shield: kind == UpstreamKind::Shield,
         };
         let mut headers = HeaderMap::clone(&self.fields);
         self.add_hop_fields(&mut headers);
         headers.insert(HOP, hop.to_field()?);
-        headers.insert(PURGES, purges.clone());
+        headers.insert(PURGES, HeaderValue::try_from(purges.to_field()).ok()?);
         let uri = Uri::builder()
             .scheme(self.request.scheme)
             .authority(self.request.authority.as_str())
             .path_and_query(self.request.target.clone());
-        let (region, uri) = (region.clone(), uri.build().ok()?);
-        Some(HopPlan { region, targets: Vec::new(), uri, headers, content })
+        let uri = uri.build().ok()?;
+        Some(Rc::new(HopPlan { kind, region, targets, then, uri, headers, content }))
     }
 
     /// The number by which owner and asker compare their keys: of the key before any `No-Vary-Search` rule,
@@ -171,21 +240,75 @@ impl Visit {
     }
 }
 
+/// One of the hops of a request, before it is written.
+struct Leg {
+    kind: UpstreamKind,
+    region: Arc<Region>,
+    targets: Vec<Arc<PeerLink>>,
+    content: HopContent,
+    then: AfterHop,
+}
+
 impl HopPlan {
-    /// Sends the request to the owner, and to the next one if that fails. `None`: neither has answered.
-    pub(super) async fn ask(&self, asker: &Asker, request: &Request<()>) -> Option<Received> {
-        for link in &self.targets {
+    /// Sends the request to the owner, to the next one if that fails, and then to the peers that follow. `None`: none
+    /// has answered, and the origin is asked.
+    ///
+    /// # Errors
+    /// None has answered, and the origin must not be asked.
+    pub(super) async fn ask(
+        &self,
+        asker: &Asker,
+        request: &Request<()>,
+    ) -> Result<Option<Received>, FetchError> {
+        let mut plan = self;
+        loop {
+            match plan.ask_targets(asker, request).await? {
+                LegOutcome::Received(received) => return Ok(Some(*received)),
+                LegOutcome::Then(AfterHop::Peers(next)) => plan = next,
+                LegOutcome::Then(AfterHop::Origin) => return Ok(None),
+                LegOutcome::Then(AfterHop::ShieldGone(regions)) => {
+                    return Err(FetchError::ShieldGone { regions: regions.clone() });
+                }
+            }
+        }
+    }
+
+    async fn ask_targets(
+        &self,
+        asker: &Asker,
+        request: &Request<()>,
+    ) -> Result<LegOutcome<'_>, FetchError> {
+        let mut is_alive = false;
+        for link in self.targets.iter().filter(|link| self.may_ask(link, asker)) {
             let failure = match self.ask_one(asker, link, request).await {
-                Ok(received) => return Some(received),
+                Ok(received) => return Ok(LegOutcome::Received(Box::new(received))),
                 Err(failure) => failure,
             };
             self.note_failure(asker, link, failure);
+            is_alive |= failure.is_alive();
             if failure == HopFailure::Upstream {
                 // Another owner would wait for the origin as long again.
-                break;
+                return match (&self.then, self.kind) {
+                    (AfterHop::Origin, UpstreamKind::Peer) => {
+                        Ok(LegOutcome::Then(&AfterHop::Origin))
+                    }
+                    // The origin is spared by all nodes but those of the shield.
+                    _ => Err(FetchError::FailedAtPeer { peer: link.name.clone() }),
+                };
             }
         }
-        None
+        Ok(LegOutcome::Then(match (&self.then, is_alive) {
+            // The shield is not gone: nodes with two configurations stand beside each other for a while.
+            (AfterHop::ShieldGone(_), true) => &AfterHop::Origin,
+            (then, _) => then,
+        }))
+    }
+
+    /// Whether a peer may be asked now. Those of this region were chosen so; those of the shield are only tried
+    /// when it is their turn.
+    fn may_ask(&self, link: &PeerLink, asker: &Asker) -> bool {
+        let now = asker.worker.clock.instant();
+        self.kind == UpstreamKind::Peer || link.may_be_asked(self.region.settings.skip_for, now)
     }
 
     async fn ask_one(
@@ -195,7 +318,7 @@ impl HopPlan {
         request: &Request<()>,
     ) -> Result<Received, HopFailure> {
         let at_peer = AtPeer::begin(link);
-        let acknowledged = Rc::new(Notify::new());
+        let acknowledged = Rc::new(Acknowledgement::default());
         let intent = Intent {
             for_many: true,
             interims: asker.interims.clone(),
@@ -205,9 +328,11 @@ impl HopPlan {
         let upstream = Upstream::Pool(link.pool.clone());
         let written = || self.written(request);
         let sending = asker.worker.upstreams.send(&upstream, written, Body::Empty, &intent);
-        let sent = in_time(sending, &acknowledged, self.region.settings.deadline).await;
+        let mut patience = self.patience(link);
+        let sent = in_time(sending, &acknowledged, &mut patience).await;
         let mut received = sent.ok_or(HopFailure::Deadline)?.map_err(|_| HopFailure::Connection)?;
         link.note_answer();
+        link.distance.note(patience.round_trip);
         let field = received.response.headers_mut().remove(HOP);
         let verdict = field.as_ref().and_then(HopVerdict::parse).ok_or(HopFailure::Verdict)?;
         if let HopVerdict::Refused(why) = verdict {
@@ -218,9 +343,18 @@ impl HopPlan {
         link.counts.first_byte_us.fetch_add(micros, Ordering::Relaxed);
         received.origin = link.name.clone();
         let (head, body) = received.response.into_parts();
-        let body = HopBody::begin(body, at_peer, &head, &asker.origin, request);
+        let next_hop = || (asker.sender_to)(&self.then);
+        let body = HopBody::begin(body, at_peer, &head, next_hop, request);
         received.response = http::Response::from_parts(head, body);
-        Ok(Received { upstream: received, verdict: Some(verdict) })
+        Ok(Received { upstream: received, kind: self.kind, verdict: Some(verdict) })
+    }
+
+    fn patience(&self, link: &PeerLink) -> Patience {
+        let floor = self.region.settings.deadline;
+        match self.kind {
+            UpstreamKind::Shield => Patience::far(link.distance.deadline(floor)),
+            UpstreamKind::Peer | UpstreamKind::Origin => Patience::near(floor),
+        }
     }
 
     /// The request as a peer gets it: that of the client, with the codings of the request for the origin, and with
@@ -243,6 +377,9 @@ impl HopPlan {
 
     fn note_failure(&self, asker: &Asker, link: &PeerLink, failure: HopFailure) {
         link.count_failure(failure);
+        if failure == HopFailure::Deadline {
+            link.distance.forget();
+        }
         if failure.is_silence() {
             link.note_silence(self.region.settings.skip_for, asker.worker.clock.instant());
         }
@@ -250,20 +387,10 @@ impl HopPlan {
     }
 }
 
-/// Waits for the response, but for its acknowledgement no longer than `deadline`.
-async fn in_time<R>(
-    sending: impl Future<Output = R>,
-    acknowledged: &Notify,
-    deadline: Duration,
-) -> Option<R> {
-    let mut sending = pin!(sending);
-    tokio::select! {
-        biased;
-        sent = &mut sending => return Some(sent),
-        () = acknowledged.notified() => {}
-        () = tokio::time::sleep(deadline) => return None,
-    }
-    Some(sending.await)
+/// The outcome of asking the peers of one plan.
+enum LegOutcome<'p> {
+    Received(Box<Received>),
+    Then(&'p AfterHop),
 }
 
 /// A purge of this node is read back from the bus within milliseconds.

@@ -113,6 +113,9 @@ pub(super) fn upstream(error: &FetchError, recorder: &Recorder) -> ErrorReply {
         FetchError::FieldsDiffer { field, .. } => {
             format!("the origin sent {field} twice, with different values").into()
         }
+        FetchError::ShieldGone { .. } => {
+            Cow::Borrowed("no node of the region that asks the origin is available")
+        }
         _ => Cow::Borrowed(sentence(error.error_type())),
     };
     let reply = ErrorReply::new(status, error.reason(), detail);

@@ -9,7 +9,8 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
-use super::asking::{Asker, HopPlan, Received};
+use super::asking::{AfterHop, Asker, HopPlan, Received};
+use super::hop_body::SendToNextHop;
 use super::lookup::CODINGS;
 use super::outcome::upstream_facts;
 use super::ranges::FirstRange;
@@ -32,7 +33,9 @@ use crate::notices::{self, Notice};
 use crate::peers::HopVerdict;
 use crate::route::{Rule, Site};
 use crate::store::{Record, StoredHead};
-use crate::upstream::{Affinity, FetchError, Intent, ProxiedClient, Times, Unanswered, Upstream};
+use crate::upstream::{
+    Affinity, FetchError, Intent, ProxiedClient, Times, Tried, Unanswered, Upstream,
+};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]
@@ -122,13 +125,11 @@ impl Job {
         report: oneshot::Sender<Report>,
     ) {
         let response = match self.send_validating(request).await {
-            Ok(Received { upstream, verdict }) => {
-                self.open(upstream).await.map(|(upstream, part)| (upstream, part, verdict))
-            }
+            Ok(received) => self.open(received).await,
             Err(unanswered) => Err(unanswered),
         };
         // A client that has disconnected takes no report; here and below.
-        let (mut upstream, part, verdict) = match response {
+        let (Received { mut upstream, kind, verdict }, part) = match response {
             Ok(opened) => opened,
             Err(unanswered) => {
                 let unanswered = Arc::<Unanswered>::from(unanswered);
@@ -138,11 +139,15 @@ impl Job {
                 return;
             }
         };
-        let kind = kind_of(verdict);
         let facts = Some(upstream_facts(&upstream, &self.upstream, kind));
         let report = |outcome| drop(report.send(Report { upstream: facts, outcome }));
-        let disposition =
-            self.decide_disposition(&mut upstream.response, upstream.times, lead.sequence());
+        let disposition = match verdict {
+            // A purge covers it: it must not become fresh here.
+            Some(HopVerdict::Purged) => {
+                Disposition::Pass { reason: Reason::SoftPurged, remember: None }
+            }
+            _ => self.decide_disposition(&mut upstream.response, upstream.times, lead.sequence()),
+        };
         let response = upstream.response;
         match disposition {
             Disposition::Pass { reason, remember } => {
@@ -160,8 +165,9 @@ impl Job {
                 lead.fail(FillFailure::Status(status));
                 report(ExchangeOutcome::UpstreamError(status));
             }
-            Disposition::Store(stored) if let Some(verdict) = verdict => {
-                self.lead_stream(lead, stored, response, (verdict, report)).await;
+            // The owner of the region stores it. What a shield stores is stored in each region, too.
+            Disposition::Store(stored) if kind == UpstreamKind::Peer => {
+                self.lead_stream(lead, stored, response, report).await;
             }
             Disposition::StorePart(stored) => report(self.lead_part(lead, stored, response).await),
             Disposition::Store(stored) => {
@@ -198,12 +204,9 @@ impl Job {
         mut lead: Lead,
         stored: Box<StoredResponse>,
         response: Response<Body>,
-        (verdict, report): (HopVerdict, impl FnOnce(ExchangeOutcome)),
+        report: impl FnOnce(ExchangeOutcome),
     ) {
-        if verdict == HopVerdict::Purged {
-            lead.release(None);
-            report(ExchangeOutcome::NotStored(response, Reason::SoftPurged));
-        } else if self.worker.fills.holds(response.body().exact_length()) {
+        if self.worker.fills.holds(response.body().exact_length()) {
             let unshared = cache::fields::unshared_fields(response.headers(), &stored.headers);
             report(ExchangeOutcome::Filling(unshared));
             lead.stream(Arc::new(*stored), response.into_body()).await;
@@ -269,8 +272,8 @@ impl Job {
         }
     }
 
-    /// Sends the request. After a 304 that does not match the stored response, sends it again without
-    /// conditions.
+    /// Sends the request. After a 304 that does not match the stored response, or by which a peer confirms what a
+    /// purge covers, sends it again without conditions.
     async fn send_validating(&self, mut request: Request<()>) -> Result<Received, Box<Unanswered>> {
         let received = self.send(|| request.clone()).await?;
         let upstream = &received.upstream;
@@ -279,14 +282,15 @@ impl Job {
         };
         let exchange = self.exchange(&upstream.response, upstream.times);
         let settings = &self.rule.settings.cache;
-        match cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings) {
-            Freshened::OtherRepresentation => {
-                request.headers_mut().remove(IF_NONE_MATCH);
-                request.headers_mut().remove(IF_MODIFIED_SINCE);
-                self.send(|| request.clone()).await
-            }
-            Freshened::Updated(_) | Freshened::ValidButUnstorable(..) => Ok(received),
+        let freshened =
+            cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings);
+        let is_other = matches!(freshened, Freshened::OtherRepresentation);
+        if !is_other && received.verdict != Some(HopVerdict::Purged) {
+            return Ok(received);
         }
+        request.headers_mut().remove(IF_NONE_MATCH);
+        request.headers_mut().remove(IF_MODIFIED_SINCE);
+        self.send(|| request.clone()).await
     }
 
     /// Sends the request to the peers that own the key, if there are any, and else to the origin, and waits
@@ -295,10 +299,12 @@ impl Job {
         &self,
         request: impl Fn() -> Request<()>,
     ) -> Result<Received, Box<Unanswered>> {
-        if let Some(hop) = &self.hop
-            && let Some(received) = Box::pin(hop.ask(&self.asker(), &request())).await
-        {
-            return Ok(received);
+        if let Some(hop) = &self.hop {
+            match Box::pin(hop.ask(&self.asker(), &request())).await {
+                Ok(Some(received)) => return Ok(received),
+                Ok(None) => {}
+                Err(error) => return Err(self.unanswered(error)),
+            }
         }
         // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
@@ -312,7 +318,15 @@ impl Job {
         if let Err(unanswered) = &sent {
             self.log_no_response(&unanswered.error);
         }
-        Ok(Received { upstream: sent?, verdict: None })
+        Ok(Received { upstream: sent?, kind: UpstreamKind::Origin, verdict: None })
+    }
+
+    /// A request that no peer answered, and that the origin must not get. Logs it.
+    pub(super) fn unanswered(&self, error: FetchError) -> Box<Unanswered> {
+        self.log_no_response(&error);
+        let pool = self.upstream.name().clone();
+        let tried = Tried { pool, origin: None, address: None, attempts: 0, unretried: None };
+        Box::new(Unanswered { error, tried })
     }
 
     /// On whose behalf peers are asked.
@@ -322,20 +336,38 @@ impl Job {
             worker: self.worker.clone(),
             id: self.request,
             interims: self.interims.clone(),
-            origin: Rc::new(move |request| {
-                let job = job.clone();
-                Box::pin(
-                    async move { Some(job.send(|| request.clone()).await.ok()?.upstream.response) },
-                )
-            }),
+            sender_to: Rc::new(move |next| job.sender_to(next)),
         }
+    }
+
+    /// Sends requests to what follows the peers that have answered, such as for the rest of their response.
+    fn sender_to(&self, next: &AfterHop) -> SendToNextHop {
+        let is_end = matches!(next, AfterHop::ShieldGone(_));
+        let hop = match next {
+            AfterHop::Peers(plan) => Some(plan.clone()),
+            AfterHop::Origin | AfterHop::ShieldGone(_) => None,
+        };
+        let job = Self { hop, ..self.clone() };
+        Rc::new(move |request| {
+            let job = job.clone();
+            Box::pin(async move {
+                if is_end {
+                    return None;
+                }
+                Some(job.send(|| request.clone()).await.ok()?.upstream.response)
+            })
+        })
     }
 
     /// Logs that upstream gave no response. A repeated cause is logged as a count.
     pub(super) fn log_no_response(&self, error: &FetchError) {
+        let message = match error {
+            FetchError::ShieldGone { .. } => "request failed at the shield",
+            _ => "request failed at the origin",
+        };
         let notice = Notice {
             is_error: false,
-            message: "request failed at the origin",
+            message,
             reason: error.reason(),
             pool: self.upstream.name(),
             origin: error.origin().unwrap_or_default(),
@@ -460,11 +492,6 @@ impl Job {
         }
         store.put_variants(key.hash, list);
     }
-}
-
-/// The kind of server that a response comes from.
-pub(super) fn kind_of(verdict: Option<HopVerdict>) -> UpstreamKind {
-    verdict.map_or(UpstreamKind::Origin, |_| UpstreamKind::Peer)
 }
 
 fn is_304(response: &Response<Body>) -> bool {

@@ -13,7 +13,7 @@ use super::answer;
 use super::cookies::remove_cookie;
 use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
-use super::region::{NextHop, SharedRegion};
+use super::region::{NextHop, PeerLink, SharedRegion, ShieldNodes};
 use super::routing::{no_site, route};
 use super::worker::Plan;
 use crate::cache::{
@@ -143,20 +143,37 @@ impl Explainer {
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
         explanation["decision"] = decision(query.decide(&found, now));
-        explanation["next_hop"] = self.next_hop(site, &found);
+        explanation["next_hop"] = self.next_hop(site, query.rule, &found);
     }
 
     /// Where a request that the store cannot answer goes. `null`: the node has no peers.
-    fn next_hop(&self, site: &str, found: &LookupResult) -> Value {
+    fn next_hop(&self, site: &str, rule: &Rule, found: &LookupResult) -> Value {
         let Some(region) = &self.region else { return Value::Null };
+        let region = region.load();
+        let hash = found.key.hash.0 as u64;
         let target = PurgeTarget { site, url: found.key.url(), tags: &[] };
-        if self.store.purges().requirement(&target) == Requirement::OriginOnly {
-            return json!({"to": "origin", "why": WhyOrigin::Purges.as_str()});
-        }
-        match region.load().foreseen_hop(found.key.hash.0 as u64, &self.plan.digest) {
-            NextHop::Origin(why) => json!({"to": "origin", "why": why.as_str()}),
-            NextHop::Peers(peers) => {
-                json!({"to": "peer", "peers": peers.iter().map(|link| &*link.name).collect::<Vec<_>>()})
+        let is_origin_only = self.store.purges().requirement(&target) == Requirement::OriginOnly;
+        let why = match region.foreseen_hop(hash, &self.plan.digest) {
+            _ if is_origin_only => WhyOrigin::Purges,
+            NextHop::Origin(why) => why,
+            NextHop::Peers(peers) => return json!({"to": "peer", "peers": names(&peers)}),
+        };
+        let Some(shield) = rule.shield() else {
+            return json!({"to": "origin", "why": why.as_str()});
+        };
+        let ShieldNodes { mut links, may_ask_origin } =
+            region.shield_nodes(shield, hash, &self.plan.digest);
+        links.retain(|link| link.is_up());
+        match links.first() {
+            Some(link) => {
+                json!({"to": "shield", "region": &*link.region, "peers": names(&links)})
+            }
+            None if shield.regions.contains(&region.name) => {
+                json!({"to": "origin", "why": why.as_str()})
+            }
+            None => {
+                let to = if may_ask_origin { "origin" } else { "error" };
+                json!({"to": to, "why": WhyOrigin::ShieldGone.as_str()})
             }
         }
     }
@@ -298,6 +315,10 @@ fn explain_group<'r>(
 /// how many of them are marked down.
 fn explain_pool(rule: &Rule, query: &CacheQuery<'_>, explanation: &mut Value) {
     let CacheQuery { place, group, request, .. } = *query;
+    if let Some(shield) = rule.shield() {
+        explanation["shield"] =
+            json!(shield.regions.iter().map(|name| &**name).collect::<Vec<_>>());
+    }
     let Some(pool) = rule.pool(place, request.client, group) else { return };
     if let Some(mirror) = rule.mirror() {
         let settings = &mirror.settings;
@@ -311,6 +332,10 @@ fn explain_pool(rule: &Rule, query: &CacheQuery<'_>, explanation: &mut Value) {
     explanation["pool_tiers"] = Value::Array(tiers.collect());
     explanation["pool_origins"] = json!(origins);
     explanation["pool_origins_down"] = json!(down);
+}
+
+fn names(links: &[Arc<PeerLink>]) -> Vec<&str> {
+    links.iter().map(|link| &*link.name).collect()
 }
 
 /// The rule of the path, the fields that the key's variants differ by, and the selected variant.

@@ -15,6 +15,7 @@ use super::exchange::{ExchangeOutcome, Job, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
+use super::relay::RelayOutcome;
 use super::{NextStage, Payload, Visit, errors};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
@@ -25,6 +26,7 @@ use crate::context::{RequestContext, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
 use crate::fill::collapse::{FillFailure, FillOutcome, Follower, Join, Lead, Uncollapsed};
+use crate::labels::UpstreamKind;
 use crate::reply::Reply;
 use crate::store::StoredHead;
 use crate::upstream::{Unanswered, Upstream};
@@ -44,17 +46,23 @@ impl Visit {
         reason: Reason,
     ) -> Result<Answered, Box<PathError>> {
         if self.is_for_relay(&found) {
-            if let Some(answered) = self.relay(&found, reason).await {
-                return Ok(answered);
+            match self.relay(&found, reason).await {
+                RelayOutcome::Answered(answered) => return Ok(*answered),
+                RelayOutcome::OwnKey => {}
+                RelayOutcome::NoPeer => {
+                    let alone = Self { leaves_peers_out: true, ..self.clone() };
+                    return Box::pin(alone.fetch_itself(found, reason)).await;
+                }
+                RelayOutcome::Failed(unanswered) => {
+                    return self.without_peers(&found, unanswered, reason);
+                }
             }
-            let alone = Self { leaves_peers_out: true, ..self.clone() };
-            return Box::pin(alone.fetch_from_origin(found, reason)).await;
         }
-        self.fetch_from_origin(found, reason).await
+        self.fetch_itself(found, reason).await
     }
 
     /// As [`Visit::fetch`], for requests that are not relayed to a peer as they are.
-    async fn fetch_from_origin(
+    async fn fetch_itself(
         &self,
         found: LookupResult,
         reason: Reason,
@@ -88,7 +96,7 @@ impl Visit {
                 Join::Follow(follower) => self.follow_turn(follower, found, reason).await?,
                 Join::Uncollapsed(why) => {
                     let reason = uncollapsed(why, reason);
-                    return self.pass(reason, Some(found), Payload::default()).await;
+                    return self.forward_alone(reason, found).await;
                 }
             };
             match turn {
@@ -96,7 +104,7 @@ impl Visit {
                 Turn::Again(next) => found = next,
             }
         }
-        self.pass(reason, Some(found), Payload::default()).await
+        self.forward_alone(reason, found).await
     }
 
     fn join(&self, found: &LookupResult) -> Join {
@@ -162,24 +170,22 @@ impl Visit {
             FillOutcome::Filling(filling) => match self.match_filling(&found, &filling) {
                 FillingMatch::Usable => match self.answer_from(&filling, reason).await {
                     Some(answered) => answered,
-                    None => self.pass(reason, Some(found), Payload::default()).await?,
+                    None => self.forward_alone(reason, found).await?,
                 },
                 FillingMatch::OtherVariant(hash) => {
                     return Ok(Turn::Again(LookupResult { hash, head: None, ..found }));
                 }
-                FillingMatch::Unusable => {
-                    self.pass(reason, Some(found), Payload::default()).await?
-                }
+                FillingMatch::Unusable => self.forward_alone(reason, found).await?,
             },
             FillOutcome::Stored if self.unmet.is_some() => {
-                self.pass(reason, Some(found), Payload::default()).await?
+                self.forward_alone(reason, found).await?
             }
             FillOutcome::Stored => return self.follow_stored(found, reason).await,
             FillOutcome::AtPeer => match self.relay(&found, reason).await {
-                Some(answered) => answered,
-                None => self.pass(reason, Some(found), Payload::default()).await?,
+                RelayOutcome::Answered(answered) => *answered,
+                _ => self.forward_alone(reason, found).await?,
             },
-            FillOutcome::Released => self.pass(reason, Some(found), Payload::default()).await?,
+            FillOutcome::Released => self.forward_alone(reason, found).await?,
             FillOutcome::Failed(failure) => {
                 self.without_upstream(&found, &failure, facts_of(collapsed(reason)))?
             }
@@ -218,7 +224,7 @@ impl Visit {
                 Ok(Turn::Again(LookupResult { head: None, ..again }))
             }
             Err(NextStage::Fetch(again, _) | NextStage::FillGaps(again)) => {
-                self.pass(reason, Some(again), Payload::default()).await.map(Turn::Done)
+                self.forward_alone(reason, again).await.map(Turn::Done)
             }
             Err(NextStage::GatewayTimeout(reason)) => Err(errors::only_if_cached(reason)),
         }
@@ -246,7 +252,8 @@ impl Visit {
         }
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
-            && job.hop.is_none()
+            // The owner in the region is asked for what it stores whole or in parts, as it likes.
+            && job.hop.as_ref().is_none_or(|hop| hop.kind == UpstreamKind::Shield)
             && let Some(first_range) = self.first_range()
         {
             first_range.set_range(request.headers_mut());
@@ -266,7 +273,10 @@ impl Visit {
             }
             ExchangeOutcome::NotStored(response, reason) => {
                 let detail = Some(reason);
-                facts.with_status(|status| CacheStatus { detail, ..status }).answer(response)
+                let facts = facts.with_status(|status| CacheStatus { detail, ..status });
+                // The next node must know, too, that a peer's response is stale by a purge.
+                let is_purged = reason == Reason::SoftPurged;
+                ResponseFacts { is_purged, ..facts }.answer(response)
             }
             ExchangeOutcome::StoredPart(response, ttl) => {
                 let ttl = Some(ttl);
@@ -303,7 +313,7 @@ impl Visit {
         let detailed = |facts: ResponseFacts| {
             facts.with_status(|status| CacheStatus { detail: why, ..status })
         };
-        match self.pass(reason, Some(found.clone()), Payload::default()).await {
+        match self.forward_alone(reason, found.clone()).await {
             Ok(answered) => Ok(answered.with_facts(detailed)),
             Err(error) => Err(detailed(error.facts).fail(error.error)),
         }
@@ -517,10 +527,9 @@ impl Visit {
 
     /// Chooses the next hop of a job. Call it after the purge sequence of its response was read.
     pub(super) async fn set_hop(&self, job: &mut Job, key: &CacheKey, content: HopContent) {
-        match self.route_hop(key, content).await {
-            Route::Origin(load) => job.load = load.map(Rc::new),
-            Route::Peers(plan) => job.hop = Some(plan),
-        }
+        let Route { peers, load } = self.route_hop(key, content).await;
+        job.hop = peers;
+        job.load = load.map(Rc::new);
     }
 
     /// The job of an exchange for this request.

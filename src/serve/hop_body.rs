@@ -1,4 +1,4 @@
-//! The body of a peer's response. If the peer breaks off, the rest comes from the origin (RFC 9110 §13.1.5,
+//! The body of a peer's response. If the peer breaks off, the rest comes from the shield or the origin (RFC 9110 §13.1.5,
 //! §14): with a strong entity tag and without content coding, as between two origins of a pool.
 
 use std::ops::Range;
@@ -19,23 +19,23 @@ use crate::labels::HopFailure;
 /// See above. Counts the bytes of the peer, and its request as in flight until the end.
 pub(super) struct HopBody {
     body: Body,
-    /// `None` once the origin continues the body.
+    /// `None` once the next hop continues the body.
     at_peer: Option<AtPeer>,
     rest: Option<Box<Rest>>,
-    /// The body of the origin, once it was asked for.
+    /// The body of the next hop, once it was asked for.
     next: Option<Pin<Box<dyn Future<Output = Option<Body>>>>>,
     error: Option<BodyError>,
 }
 
-/// Sends a request to the origin. `None`: there is no response.
-pub(super) type SendToOrigin = Rc<dyn Fn(Request<()>) -> FromOrigin>;
+/// Sends a request to the next hop after the peer: the shield, or the origin. `None`: there is no response.
+pub(super) type SendToNextHop = Rc<dyn Fn(Request<()>) -> FromNextHop>;
 
 /// The response to such a request.
-pub(super) type FromOrigin = Pin<Box<dyn Future<Output = Option<Response<Body>>>>>;
+pub(super) type FromNextHop = Pin<Box<dyn Future<Output = Option<Response<Body>>>>>;
 
 /// How the rest of a body is requested.
 struct Rest {
-    origin: SendToOrigin,
+    next_hop: SendToNextHop,
     /// The request for the origin.
     request: Request<()>,
     validator: Validator,
@@ -50,18 +50,18 @@ impl HopBody {
         body: Body,
         at_peer: AtPeer,
         head: &Parts,
-        origin: &SendToOrigin,
+        next_hop: impl FnOnce() -> SendToNextHop,
         request: &Request<()>,
     ) -> Body {
         if let Body::Empty | Body::Full(_) = body {
             count_bytes(&at_peer, body.exact_length().unwrap_or_default());
             return body;
         }
-        let rest = Rest::of(head, body.exact_length(), origin, request);
+        let rest = Rest::of(head, body.exact_length(), next_hop, request);
         Body::stream(Self { body, at_peer: Some(at_peer), rest, next: None, error: None })
     }
 
-    /// Requests the rest from the origin. False: it cannot be requested.
+    /// Requests the rest from the next hop. False: it cannot be requested.
     fn resume(&mut self) -> bool {
         if let Some(at_peer) = self.at_peer.take() {
             at_peer.link().count_failure(HopFailure::Body);
@@ -124,7 +124,7 @@ impl Rest {
     fn of(
         head: &Parts,
         length: Option<u64>,
-        origin: &SendToOrigin,
+        next_hop: impl FnOnce() -> SendToNextHop,
         request: &Request<()>,
     ) -> Option<Box<Self>> {
         if *request.method() != Method::GET || head.headers.contains_key(CONTENT_ENCODING) {
@@ -140,15 +140,15 @@ impl Rest {
             }
             _ => return None,
         };
-        let (origin, request) = (origin.clone(), request.clone());
-        Some(Box::new(Self { origin, request, validator, bytes, complete_length }))
+        let (next_hop, request) = (next_hop(), request.clone());
+        Some(Box::new(Self { next_hop, request, validator, bytes, complete_length }))
     }
 
-    /// The rest as the origin sends it. `None`: it has another version, or no answer.
+    /// The rest as the next hop sends it. `None`: it has another version, or no answer.
     async fn request(self: Box<Self>) -> Option<Body> {
-        let Self { origin, mut request, validator, bytes, complete_length } = *self;
+        let Self { next_hop, mut request, validator, bytes, complete_length } = *self;
         ask_from(bytes.start, Some(bytes.end), &validator, request.headers_mut());
-        let response = origin(request).await?;
+        let response = next_hop(request).await?;
         let (status, headers) = (response.status(), response.headers());
         let answer = judge(&bytes, Some(&validator), complete_length, status, headers);
         let is_rest = matches!(answer, PartAnswer::Part { bytes: part, .. } if part == bytes);

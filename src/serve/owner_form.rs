@@ -4,12 +4,13 @@ use http::StatusCode;
 use http::header::{CONTENT_ENCODING, ETAG};
 
 use super::Visit;
-use super::asking::{HopContent, Received, Route};
+use super::asking::{HopContent, Received};
 use super::lookup::LookupResult;
 use crate::body::Body;
 use crate::cache::{CacheKey, Form, Reason, StoredResponse};
 use crate::fields::Fields;
 use crate::fields::entity_tag::number_of_form;
+use crate::labels::UpstreamKind;
 use crate::transform::Coding;
 
 impl Visit {
@@ -24,10 +25,13 @@ impl Visit {
     ) -> Option<(Form, Body)> {
         let tag = source.headers.get(&ETAG)?;
         let key = CacheKey::new(source.key.clone());
-        let route = self.route_hop(&key, HopContent::Negotiated).await;
-        let Route::Peers(plan) = route else { return None };
+        let plan = self.route_hop(&key, HopContent::Negotiated).await.peers?;
+        if plan.kind != UpstreamKind::Peer {
+            return None;
+        }
         let job = self.job(&LookupResult::none(key, Reason::Absent)).ok()?;
-        let Received { upstream, .. } = plan.ask(&job.asker(), &self.fill_request(None)).await?;
+        let received = plan.ask(&job.asker(), &self.fill_request(None)).await.ok()?;
+        let Received { upstream, .. } = received.filter(|it| it.kind == UpstreamKind::Peer)?;
         let (head, body) = upstream.response.into_parts();
         let is_coded = head.headers.get(CONTENT_ENCODING).is_some_and(|it| it == coding.as_str());
         let form_tag = head.headers.get(ETAG).filter(|_| is_coded && head.status == StatusCode::OK);

@@ -29,6 +29,7 @@ use http_body_util::BodyExt;
 
 use super::Visit;
 use super::answer::{Source, remove_zero_age};
+use super::asking::Received;
 use super::exchange::Job;
 use super::lookup::LookupResult;
 use super::outcome::{Answered, PathError, facts_of};
@@ -45,7 +46,7 @@ use crate::fill::Filling;
 use crate::fill::collapse::FillFailure;
 use crate::fill::parts::{PartError, PartResponse, Parts, SendSubrequest};
 use crate::store::StoredHead;
-use crate::upstream::{Unanswered, UpstreamResponse};
+use crate::upstream::Unanswered;
 
 /// The target and fields that all range requests for an object have in common.
 #[derive(Clone)]
@@ -137,7 +138,9 @@ impl Visit {
             return None;
         }
         let key = CacheKey::new(head.response.key.clone());
-        let job = self.job(&LookupResult::none(key, Reason::BytesMissing)).ok()?;
+        let hop = self.shield_hop(&key);
+        let found = LookupResult::none(key, Reason::BytesMissing);
+        let job = Job { hop, ..self.job(&found).ok()? };
         let coding = head.response.headers.values(&CONTENT_ENCODING).next().unwrap_or(IDENTITY);
         job.parts(head.clone(), self.range_request_base(coding))
     }
@@ -268,12 +271,13 @@ impl Job {
     /// request for the whole object if the part cannot be used.
     pub(super) async fn open(
         &self,
-        mut upstream: UpstreamResponse,
-    ) -> Result<(UpstreamResponse, Option<Range<u64>>), Box<Unanswered>> {
-        let Some(first_range) = &self.first_range else { return Ok((upstream, None)) };
-        let (status, headers) = (upstream.response.status(), upstream.response.headers());
+        mut received: Received,
+    ) -> Result<(Received, Option<Range<u64>>), Box<Unanswered>> {
+        let Some(first_range) = &self.first_range else { return Ok((received, None)) };
+        let response = &mut received.upstream.response;
+        let (status, headers) = (response.status(), response.headers());
         if status != StatusCode::PARTIAL_CONTENT {
-            return Ok((upstream, None));
+            return Ok((received, None));
         }
         let is_bound = Validator::of(headers).is_some();
         let part = match &first_range.bytes {
@@ -289,16 +293,16 @@ impl Job {
         if let Some((bytes, length)) = part {
             let is_whole = bytes == (0..length);
             if is_whole || is_bound {
-                as_whole(&mut upstream.response, length);
-                return Ok((upstream, (!is_whole).then_some(bytes)));
+                as_whole(response, length);
+                return Ok((received, (!is_whole).then_some(bytes)));
             }
         }
         match &first_range.bytes {
             FirstBytes::Slices(_) => {
-                Ok((self.send(|| first_range.base.request(None, None)).await?.upstream, None))
+                Ok((self.send(|| first_range.base.request(None, None)).await?, None))
             }
             // It answers the client's request, whether or not it can be stored.
-            FirstBytes::Suffix(_) => Ok((upstream, None)),
+            FirstBytes::Suffix(_) => Ok((received, None)),
         }
     }
 

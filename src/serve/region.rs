@@ -1,4 +1,4 @@
-//! The region as requests see it: which nodes own which keys, and the connections to them.
+//! The region and its shields as requests see them: which nodes own which keys, and the connections to them.
 //!
 //! `node` builds a [`Region`] from each node table and publishes it to all workers. A [`PeerLink`] stays the
 //! same object over such changes, with its connections and its health, as long as the peer keeps its address.
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::distance::Distance;
 use crate::clock::whole_ms;
 use crate::fleet::{FleetMember, NodeTable, Readiness, owners};
 use crate::labels::{HopFailure, WhyOrigin};
 use crate::peers::{AskSettings, PROTOCOL};
+use crate::route::{Shield, ShieldGone};
 use crate::upstream::Pool;
 
 /// The region that every worker reads at each miss.
@@ -30,7 +32,7 @@ pub(crate) struct Region {
     pub settings: AskSettings,
     /// All nodes of the fleet.
     pub table: Arc<NodeTable>,
-    /// The peers of the region, by name.
+    /// The peers of the region and of the shields that rules name, by name.
     pub links: HashMap<Arc<str>, Arc<PeerLink>>,
     /// The requests of clients in flight for keys that this node owns.
     pub own_load: Arc<AtomicU32>,
@@ -48,18 +50,44 @@ impl Region {
     /// Where a request for the key with this hash goes. `digest`: of this node's configuration.
     pub(super) fn next_hop(&self, key: u64, digest: &str, now: Instant) -> NextHop {
         let skip_for = self.settings.skip_for;
-        self.hop_among(key, digest, |link| link.may_be_asked(skip_for, now))
+        self.hop_among(&self.name, key, digest, |link| link.may_be_asked(skip_for, now))
     }
 
     /// As [`Region::next_hop`], without effect on the peers.
     pub(super) fn foreseen_hop(&self, key: u64, digest: &str) -> NextHop {
-        self.hop_among(key, digest, PeerLink::is_up)
+        self.hop_among(&self.name, key, digest, PeerLink::is_up)
     }
 
-    fn hop_among(&self, key: u64, digest: &str, is_up: impl Fn(&PeerLink) -> bool) -> NextHop {
+    /// The nodes of a shield to ask for the key, whatever their health. The regions that stand before this
+    /// node's own in its list come first; if the list has this region, this node asks the origin after them.
+    pub(super) fn shield_nodes(&self, shield: &Shield, key: u64, digest: &str) -> ShieldNodes {
+        let mut links = Vec::new();
+        let mut may_ask_origin = shield.when_gone == ShieldGone::Direct;
+        for region in &shield.regions {
+            if **region == *self.name {
+                may_ask_origin = true;
+                break;
+            }
+            match self.hop_among(region, key, digest, |_| true) {
+                NextHop::Peers(peers) => links.extend(peers),
+                // It lives, and will have this node's configuration or protocol in a while.
+                NextHop::Origin(WhyOrigin::Digest | WhyOrigin::Protocol) => may_ask_origin = true,
+                NextHop::Origin(_) => {}
+            }
+        }
+        ShieldNodes { links, may_ask_origin }
+    }
+
+    fn hop_among(
+        &self,
+        region: &str,
+        key: u64,
+        digest: &str,
+        is_up: impl Fn(&PeerLink) -> bool,
+    ) -> NextHop {
         let mut peers = Vec::new();
         let mut why = WhyOrigin::NoOwner;
-        for member in self.owners(key).into_iter().take(OWNERS_TRIED) {
+        for member in self.owners(region, key).into_iter().take(OWNERS_TRIED) {
             match self.link_to(member, digest, &is_up) {
                 Ok(link) => peers.push(link),
                 // The next owner would be asked by this node alone, and not find what others have.
@@ -76,9 +104,9 @@ impl Region {
         }
     }
 
-    /// The nodes that may own the key, the owner first.
-    pub(super) fn owners(&self, key: u64) -> Vec<&FleetMember> {
-        owners(&self.table, &self.name, key, |member| self.load(member))
+    /// The nodes of a region that may own the key, the owner first.
+    fn owners(&self, region: &str, key: u64) -> Vec<&FleetMember> {
+        owners(&self.table, region, key, |member| self.load(member))
     }
 
     /// The peer, if it may be asked.
@@ -109,23 +137,31 @@ impl Region {
         }
     }
 
-    /// The peers of the region that can be asked, with their addresses: those that need a [`PeerLink`].
+    /// The peers of these regions that can be asked, with their addresses: those that need a [`PeerLink`].
     pub(crate) fn peers_in<'t>(
         table: &'t NodeTable,
         node: &str,
-        region: &str,
-    ) -> impl Iterator<Item = (&'t Arc<str>, SocketAddr)> {
+        regions: &[&Arc<str>],
+    ) -> impl Iterator<Item = (&'t FleetMember, SocketAddr)> {
         let others = table.members().iter();
         let others = others.filter(move |member| {
             *member.name != *node
-                && *member.announcement.region == *region
+                && regions.contains(&&member.announcement.region)
                 && member.readiness != Readiness::Out
         });
         others.filter_map(|member| {
             let endpoint = member.announcement.peer.as_ref()?;
-            (endpoint.protocol == PROTOCOL).then_some((&member.name, endpoint.address))
+            (endpoint.protocol == PROTOCOL).then_some((member, endpoint.address))
         })
     }
+}
+
+/// The nodes that stand between this node and the origin for a key.
+pub(super) struct ShieldNodes {
+    /// In the order in which they are asked, at most [`OWNERS_TRIED`] of each region.
+    pub links: Vec<Arc<PeerLink>>,
+    /// Whether this node asks the origin if none of them answers.
+    pub may_ask_origin: bool,
 }
 
 /// Why a node that owns a key cannot be asked, whatever its health.
@@ -144,6 +180,8 @@ fn obstacle(member: &FleetMember, digest: &str) -> Option<WhyOrigin> {
 pub(crate) struct PeerLink {
     /// The peer's name.
     pub name: Arc<str>,
+    /// Its region.
+    pub region: Arc<str>,
     /// Where it listens for peers.
     pub address: SocketAddr,
     /// The pool whose only origin it is.
@@ -153,6 +191,8 @@ pub(crate) struct PeerLink {
     /// Until when it gets no request, in milliseconds since `since`; 0: it works.
     skip_until_ms: AtomicU64,
     in_flight: AtomicU32,
+    /// The measured round trip to it.
+    pub(super) distance: Distance,
     /// The counters for the metrics.
     pub counts: PeerCounts,
 }
@@ -173,21 +213,33 @@ pub(crate) struct PeerCounts {
 }
 
 impl PeerLink {
-    /// A link to the peer with this name at this address; `pool` has it as its only origin.
-    pub(crate) fn new(name: Arc<str>, address: SocketAddr, pool: Arc<Pool>, now: Instant) -> Self {
+    /// A link to this peer at this address; `pool` has it as its only origin.
+    pub(crate) fn new(
+        peer: &FleetMember,
+        address: SocketAddr,
+        pool: Arc<Pool>,
+        now: Instant,
+    ) -> Self {
         Self {
-            name,
+            name: peer.name.clone(),
+            region: peer.announcement.region.clone(),
             address,
             pool,
             since: now,
             skip_until_ms: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
+            distance: Distance::default(),
             counts: PeerCounts::default(),
         }
     }
 
+    /// The measured round trip to it, smoothed. `None`: not measured.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        self.distance.round_trip()
+    }
+
     /// Whether it may get a request now. A peer that failed gets one in each `skip_for`, to try it again.
-    fn may_be_asked(&self, skip_for: Duration, now: Instant) -> bool {
+    pub(super) fn may_be_asked(&self, skip_for: Duration, now: Instant) -> bool {
         let until = self.skip_until_ms.load(Ordering::Relaxed);
         if until == 0 {
             return true;
@@ -289,15 +341,23 @@ mod tests {
 
     /// A region of `a` (this node), `b` and `c`, with links to all peers that are ready.
     fn region(change: impl Fn(&mut FleetMember)) -> Region {
+        let far = |name: &str, region: &str| {
+            let mut far = member(name);
+            far.announcement.region = region.into();
+            far
+        };
         let mut members: Vec<_> = ["a", "b", "c"].map(member).into();
+        members.extend([far("f", "fra"), far("m", "ams")]);
         members.iter_mut().for_each(change);
         let table = Arc::new(NodeTable::new(members));
-        let links = Region::peers_in(&table, "a", "eu").map(|(name, address)| {
-            let origin = Origin::new(Scheme::Http, name.clone(), address.port());
-            let pool = Pool::new(&PoolDefinition::new(name.clone(), vec![origin]), None);
+        let regions = ["eu", "fra", "ams"].map(Arc::from);
+        let regions: Vec<_> = regions.iter().collect();
+        let links = Region::peers_in(&table, "a", &regions).map(|(peer, address)| {
+            let origin = Origin::new(Scheme::Http, peer.name.clone(), address.port());
+            let pool = Pool::new(&PoolDefinition::new(peer.name.clone(), vec![origin]), None);
             let now = Clock::system().instant();
-            let link = PeerLink::new(name.clone(), address, pool.expect("a pool"), now);
-            (name.clone(), Arc::new(link))
+            let link = PeerLink::new(peer, address, pool.expect("a pool"), now);
+            (peer.name.clone(), Arc::new(link))
         });
         Region {
             node: "a".into(),
@@ -312,7 +372,8 @@ mod tests {
     /// The next hops of a key whose owners are `b`, then `c`, then `a`.
     fn hops(region: &Region) -> Vec<String> {
         let all = self::region(|_| {});
-        let is_wanted = |key: &u64| all.owners(*key).iter().map(|it| &*it.name).eq(["b", "c", "a"]);
+        let is_wanted =
+            |key: &u64| all.owners("eu", *key).iter().map(|it| &*it.name).eq(["b", "c", "a"]);
         let mut keys = (0..).map(|number: u64| hash(&number.to_le_bytes()));
         let key = keys.find(is_wanted).unwrap();
         match region.foreseen_hop(key, DIGEST) {
@@ -346,6 +407,51 @@ mod tests {
         };
         check("b", next_version, &["protocol"]);
         check("c", |it| it.announcement.config_digest = "0b".into(), &["b"]);
+    }
+
+    #[test]
+    fn the_regions_of_a_shield_stand_before_the_origin() {
+        let check =
+            |change: fn(&mut FleetMember), regions: &[&str], direct: bool, expected: &[&str]| {
+                let region = region(change);
+                let when_gone = if direct { ShieldGone::Direct } else { ShieldGone::Error };
+                let regions = regions.iter().map(|name| Arc::from(*name)).collect();
+                let shield = Shield { regions, when_gone };
+                let nodes = region.shield_nodes(&shield, 1, DIGEST);
+                let mut found: Vec<&str> = nodes.links.iter().map(|link| &*link.name).collect();
+                found.push(if nodes.may_ask_origin { "origin" } else { "error" });
+                assert_eq!(found, expected, "{shield:?}");
+            };
+        check(|_| {}, &["fra"], true, &["f", "origin"]);
+        check(|_| {}, &["fra", "ams"], false, &["f", "m", "error"]);
+        // This node is of the region eu.
+        check(|_| {}, &["eu"], false, &["origin"]);
+        check(|_| {}, &["fra", "eu", "ams"], false, &["f", "origin"]);
+        check(|_| {}, &["nowhere"], true, &["origin"]);
+        check(|_| {}, &["nowhere", "ams"], false, &["m", "error"]);
+        let out = |it: &mut FleetMember| {
+            if *it.name == *"f" {
+                it.readiness = Readiness::Out;
+            }
+        };
+        check(out, &["fra"], true, &["origin"]);
+        check(out, &["fra"], false, &["error"]);
+        check(out, &["fra", "ams"], false, &["m", "error"]);
+        let other = |it: &mut FleetMember| {
+            if *it.name == *"f" {
+                it.announcement.config_digest = "0b".into();
+            }
+        };
+        // While configurations are rolled out, the shield lives and cannot be asked.
+        check(other, &["fra"], false, &["origin"]);
+        check(other, &["fra", "ams"], false, &["m", "origin"]);
+        // A node that failed stays in the list: it is tried when it is its turn.
+        let region = region(|_| {});
+        let now = region.links["f"].since;
+        region.links["f"].note_silence(Duration::from_secs(1), now);
+        let shield = Shield { regions: vec!["fra".into()], when_gone: ShieldGone::Error };
+        assert_eq!(region.shield_nodes(&shield, 1, DIGEST).links.len(), 1);
+        assert!(!region.links["f"].may_be_asked(Duration::from_secs(1), now));
     }
 
     #[test]

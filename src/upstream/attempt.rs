@@ -326,6 +326,9 @@ impl Attempt<'_> {
         }
         request = upload.watch(request);
         if is_http2 {
+            if let Some(acknowledged) = &intent.acknowledged {
+                acknowledged.note_sent();
+            }
             if intent.takes_trailers {
                 request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
             }
@@ -355,7 +358,7 @@ impl Attempt<'_> {
         if interim.status() == StatusCode::PROCESSING
             && let Some(acknowledged) = &self.outgoing.intent.acknowledged
         {
-            return acknowledged.notify_one();
+            return acknowledged.note_arrival();
         }
         if let Some(interims) = self.interims() {
             fields::pass_on(

@@ -230,6 +230,18 @@ pub(crate) enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
     },
+    /// No node of the shield has answered, and the rule lets no other node ask the origin.
+    #[error("no node of the shield ({regions}) has answered, and shield_gone is \"error\"")]
+    ShieldGone {
+        /// The names of its regions.
+        regions: Box<str>,
+    },
+    /// Another node that asked the origin for this one got no response from it.
+    #[error("{peer} got no response from the origin")]
+    FailedAtPeer {
+        /// The name of that node.
+        peer: Arc<str>,
+    },
     /// The client's request body failed, which is not the origin's fault.
     #[error("{reason}")]
     RequestBody {
@@ -314,7 +326,10 @@ impl FetchError {
         match self {
             Self::DnsTimeout { .. } => ProxyError::DnsTimeout,
             Self::Dns { .. } => ProxyError::DnsError,
-            Self::AllDown { .. } | Self::NoOrigins { .. } => ProxyError::DestinationUnavailable,
+            Self::AllDown { .. }
+            | Self::NoOrigins { .. }
+            | Self::ShieldGone { .. }
+            | Self::FailedAtPeer { .. } => ProxyError::DestinationUnavailable,
             Self::ConnectionLimit { .. } | Self::Busy { .. } => ProxyError::ConnectionLimitReached,
             Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
@@ -353,6 +368,8 @@ impl FetchError {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::FieldsDiffer { .. } => "fields_differ",
+            Self::ShieldGone { .. } => "shield_gone",
+            Self::FailedAtPeer { .. } => "failed_at_peer",
             _ => self.proxy_error(),
         }
     }
@@ -364,6 +381,8 @@ impl FetchError {
             Self::AllDown { .. }
             | Self::NoOrigins { .. }
             | Self::Busy { .. }
+            | Self::ShieldGone { .. }
+            | Self::FailedAtPeer { .. }
             | Self::RequestBody { .. } => None,
             Self::DnsTimeout { host, .. } | Self::Dns { host, .. } => Some(host),
             Self::ConnectionLimit { origin, .. }
@@ -421,6 +440,7 @@ impl FetchError {
             | Self::Certificate { .. }
             | Self::Tls { .. }
             | Self::NoHttp2 { .. }
+            | Self::ShieldGone { .. }
             | Self::TlsTimeout { .. } => false,
             Self::Terminated { sent, .. } => *sent,
             Self::Incomplete { .. }
@@ -433,6 +453,7 @@ impl FetchError {
             | Self::FieldsDiffer { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. }
+            | Self::FailedAtPeer { .. }
             | Self::RequestBody { .. } => true,
         }
     }
@@ -474,6 +495,8 @@ impl FetchError {
             Self::RequestBody { .. }
             | Self::AllDown { .. }
             | Self::NoOrigins { .. }
+            | Self::ShieldGone { .. }
+            | Self::FailedAtPeer { .. }
             | Self::Busy { .. } => {
                 return None;
             }
@@ -506,6 +529,8 @@ impl FetchError {
             | Self::ConnectionLimit { .. }
             | Self::AllDown { .. }
             | Self::NoOrigins { .. }
+            | Self::ShieldGone { .. }
+            | Self::FailedAtPeer { .. }
             | Self::Busy { .. } => None,
             Self::Terminated { source, .. } if source.is_refused_stream() => None,
             Self::DnsTimeout { .. }

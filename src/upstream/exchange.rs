@@ -1,5 +1,6 @@
 //! What an exchange with an upstream needs besides the request, and what it returns.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use geo::UnitVector;
 use http::{HeaderValue, Response};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::proxy_header::ProxiedClient;
 use super::sticky::StickyToken;
@@ -37,8 +39,37 @@ pub(crate) struct Intent {
     pub for_many: bool,
     /// Receives the interim responses.
     pub interims: Option<Arc<Interims>>,
-    /// Notified when a 102 (Processing) arrives over HTTP/2, which is then not passed on.
-    pub acknowledged: Option<Rc<Notify>>,
+    /// Follows the exchange until it is acknowledged.
+    pub acknowledged: Option<Rc<Acknowledgement>>,
+}
+
+/// The acknowledgement of a request over HTTP/2: a 102 (Processing), which is then not passed on.
+#[derive(Debug, Default)]
+pub(crate) struct Acknowledgement {
+    arrived: Notify,
+    /// When there was a connection for the request.
+    sent: Cell<Option<Instant>>,
+}
+
+impl Acknowledgement {
+    /// Waits for it.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// When the request was sent, on a connection that was open by then. `None`: not yet.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
+        self.sent.get()
+    }
+
+    /// Notes that there is a connection for the request.
+    pub(crate) fn note_sent(&self) {
+        self.sent.set(Some(Instant::now()));
+    }
+
+    pub(super) fn note_arrival(&self) {
+        self.arrived.notify_one();
+    }
 }
 
 /// The ties of a request to some origins of a pool rather than to others.

@@ -55,7 +55,7 @@ mod upstreams;
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
-pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
+pub(crate) use exchange::{Acknowledgement, Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, GRPC_SERVICE_BYTES_MAX, HealthClass, Why};
 pub(crate) use origin_report::{OriginReport, SourceReport};
 pub(crate) use overrides::{

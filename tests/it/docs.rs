@@ -39,10 +39,11 @@ fn the_page_of_metrics_is_the_table() {
          address count each other's sockets. In a sandbox without netlink sockets both metrics are missing.\n\n\
          `skerry_upstream_origins` with `pool` and `state` (up, slow-start, ejected, down, draining, maintenance) is the number of a pool's origins in\n\
          that state, for each pool of the configuration.\n\n\
-         Of each other node of the region, with `peer`: `skerry_peer_requests_total`, `skerry_peer_responses_total`,\n\
+         Of each other node of the region and of the shields that rules name, with `peer` and `region`: `skerry_peer_requests_total`, `skerry_peer_responses_total`,\n\
          `skerry_peer_response_bytes_total`, `skerry_peer_first_byte_seconds_total` (summed over the responses),\n\
          `skerry_peer_failures_total` with `reason` (deadline, connection, verdict, body, version, digest, key, purges, overload, upstream,\n\
-         refused), and `skerry_peer_up`. A node that leaves the region takes its series with it.\n\n\
+         refused), `skerry_peer_up`, and `skerry_peer_round_trip_seconds` (smoothed; 0: not measured). A node that leaves its region\n\
+         takes its series with it.\n\n\
          Of each site: `skerry_site_requests_total`, `skerry_site_responses_total` with `class`, `skerry_site_hits_total`,\n\
          `skerry_site_response_body_bytes_total` and `skerry_site_hit_body_bytes_total`, each with `site`: nine series. The first 1,000 sites\n\
          that a process serves have their own; all further ones share `site=\"(others)\"`. A reload sets no counter back.\n\n\

@@ -47,6 +47,7 @@ mod saved_origins;
 mod server_timing;
 mod service_manager;
 mod sharing;
+mod shield;
 mod sign;
 mod site_options;
 mod size;

@@ -96,3 +96,65 @@ fn what_peers_need_is_missed_at_once() {
         ],
     );
 }
+
+#[test]
+fn a_shield_needs_peers_and_names_of_regions() {
+    let no_peers = "a shield has no effect without [peers], over which nodes ask each other: set \"peers.addresses\" and the certificate of this node, or remove \"shield\"";
+    check("shield = \"fra\"\n", &[&format!("1:10: {no_peers}")]);
+    // Written once, it is told once, although rules inherit it.
+    let rule = "[[sites.www.rules]]\npath = \"/a\"\n";
+    check(&format!("shield = \"fra\"\n{rule}"), &[&format!("1:10: {no_peers}")]);
+    check(&format!("{rule}shield = \"fra\"\n"), &[&format!("3:10: {no_peers}")]);
+    check("shield = \"none\"\nshield_gone = \"direct\"\n", &[]);
+    check(
+        "shield_gone = \"error\"\n",
+        &[
+            "1:15: \"shield_gone\" has no effect without \"shield\", which names the region that is asked before the origin, such as shield = \"fra\"",
+        ],
+    );
+    check(
+        "shield = \"none\"\nshield_gone = \"errors\"\n",
+        &[
+            "2:15: sites.www.shield_gone: expected \"direct\" or \"error\", found \"errors\"; write \"error\"",
+        ],
+    );
+    check(
+        "sheild = \"fra\"\n",
+        &["1:1: unknown option \"sheild\" in [sites.www]; did you mean \"shield\"?"],
+    );
+    check(
+        "redirect.location = \"https://example.org/\"\nshield = \"none\"\n",
+        &[
+            "2:10: \"shield\" has no effect with \"redirect\", which sends no request to an origin: remove \"shield\", or set \"pool\" instead of \"redirect\"",
+        ],
+    );
+}
+
+#[test]
+fn a_shield_that_the_listed_nodes_cannot_have_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    issue(&folder.join("fleet"), &["edge-1", "f1"], 0);
+    let good = ["fleet/edge-1.pem", "fleet/edge-1.key", "fleet/ca.pem"];
+    let listed = "[peers.nodes.f1]\naddress = \"127.0.0.1:9444\"\n";
+    let place = "[dns.nodes.f1]\nregion = \"fra\"\naddresses = \"192.0.2.1\"\n";
+    let told = |shield: &str, more: &str| {
+        let site = format!("[sites.other]\nhosts = \"other.example\"\nshield = {shield}\n");
+        told(folder, "edge-1", good, &format!("{listed}{more}{site}"))
+    };
+    assert_eq!(told("\"fra\"", place), [""; 0]);
+    assert_eq!(told("[\"fra\", \"ams\"]", ""), [""; 0], "f1 may be of any region");
+    let redis = "[bus]\nredis = \"redis://127.0.0.1\"\n";
+    assert_eq!(told("\"ams\"", &format!("{place}{redis}")), [""; 0], "the fleet may have it");
+    assert_eq!(
+        told("[\"fra\", \"fro\"]", place),
+        [
+            "warning: shield: no node of [peers.nodes] has the region \"fro\" in [dns.nodes], so that it is never asked; did you mean \"fra\"?"
+        ]
+    );
+    let expected = "sites.other.shield: expected the names of 1 to 4 regions (node.region), such as \"fra\" or [\"fra\", \"ams\"], or \"none\"";
+    assert_eq!(told("[]", place), [expected]);
+    assert_eq!(told("\"\"", "")[0], expected);
+    assert_eq!(told("[\"a\", \"b\", \"c\", \"d\", \"e\"]", ""), [expected]);
+    assert_eq!(told("[\"fra\", \"fra\"]", place), ["region \"fra\" is listed twice"]);
+}

@@ -109,6 +109,18 @@ impl ScriptedPeer {
         name: &str,
         answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
     ) -> Self {
+        Self::answering(authority, name, move |request| {
+            let (status, body) = answer(request.uri().path());
+            Response::builder().status(status).body(body).expect("a response")
+        })
+    }
+
+    /// Starts a node that answers each request as a script says.
+    pub fn answering(
+        authority: &FleetAuthority,
+        name: &str,
+        answer: impl Fn(&Request<()>) -> Response<String> + Send + Sync + 'static,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -126,10 +138,10 @@ impl ScriptedPeer {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                     while let Some(Ok((request, mut respond))) = connection.accept().await {
-                        let path = request.uri().path().to_owned();
-                        let (status, body) = script.0(&path);
-                        script.1.lock().unwrap().push(path);
-                        let response = Response::builder().status(status).body(()).expect("a head");
+                        let request = request.map(|_| ());
+                        let (head, body) = script.0(&request).into_parts();
+                        script.1.lock().unwrap().push(request.uri().path().to_owned());
+                        let response = Response::from_parts(head, ());
                         let Ok(mut stream) = respond.send_response(response, false) else { return };
                         let _ = stream.send_data(body.into(), true);
                     }

@@ -1,4 +1,4 @@
-//! A region of nodes with a real Redis between them, in front of one origin.
+//! Regions of nodes with a real Redis between them, in front of one origin.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,13 +19,18 @@ impl Region {
     /// Starts `count` nodes that know each other. `more` is added to the configuration of each. The peer
     /// deadline is long: a busy machine is no failure here. `None`: there is no redis-server.
     pub fn start(count: usize, origin: &Origin, more: &str) -> Option<Self> {
-        let mut region = Self::empty(count)?;
-        for number in 0..count {
+        Self::start_in(&vec!["here"; count], origin, more)
+    }
+
+    /// As [`Region::start`], with a node in each of these regions, which may repeat.
+    pub fn start_in(regions: &[&str], origin: &Origin, more: &str) -> Option<Self> {
+        let mut region = Self::empty(regions.len())?;
+        for (number, place) in regions.iter().enumerate() {
             let name = format!("n{number}");
-            let text = region.text(&name, origin, "deadline = \"10s\"\n", more);
+            let text = region.text((&name, place), origin, "deadline = \"10s\"\n", more);
             region.nodes.push(Edge::named(&name, &text));
         }
-        region.wait_until_met(count);
+        region.wait_until_met(regions.len());
         Some(region)
     }
 
@@ -36,15 +41,24 @@ impl Region {
         origin: &Origin,
         more: &str,
     ) -> Option<(Self, Vec<Process>)> {
-        let mut region = Self::empty(count)?;
-        region.nodes.push(Edge::named("n0", &region.text("n0", origin, "", more)));
-        let names = (1..count).map(|number| format!("n{number}"));
-        let start = |name: String| {
-            let text = format!("{}[log]\naccess = \"off\"\n", region.text(&name, origin, "", more));
-            Process::start_as(&name, &text)
+        Self::with_processes_in(&vec!["here"; count], origin, more)
+    }
+
+    /// As [`Region::with_processes`], with a node in each of these regions, which may repeat.
+    pub fn with_processes_in(
+        regions: &[&str],
+        origin: &Origin,
+        more: &str,
+    ) -> Option<(Self, Vec<Process>)> {
+        let mut region = Self::empty(regions.len())?;
+        region.nodes.push(Edge::named("n0", &region.text(("n0", regions[0]), origin, "", more)));
+        let start = |(number, place): (usize, &&str)| {
+            let name = format!("n{number}");
+            let text = region.text((&name, place), origin, "", more);
+            Process::start_as(&name, &format!("{text}[log]\naccess = \"off\"\n"))
         };
-        let processes = names.map(start).collect();
-        region.wait_until_met(count);
+        let processes = regions.iter().enumerate().skip(1).map(start).collect();
+        region.wait_until_met(regions.len());
         Some((region, processes))
     }
 
@@ -58,10 +72,16 @@ impl Region {
         Some(Self { nodes: Vec::new(), authority, redis, _folder: folder })
     }
 
-    /// The configuration of a node.
-    fn text(&self, name: &str, origin: &Origin, peers: &str, more: &str) -> String {
+    /// The configuration of a node with this name in this region.
+    fn text(
+        &self,
+        (name, place): (&str, &str),
+        origin: &Origin,
+        peers: &str,
+        more: &str,
+    ) -> String {
         format!(
-            "[node]\nregion = \"here\"\n{}{peers}\
+            "[node]\nregion = {place:?}\n{}{peers}\
              [bus]\nredis = \"redis://127.0.0.1:{}\"\nheartbeat = \"200ms\"\n\
              [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{more}",
             self.authority.section(name),
@@ -83,12 +103,24 @@ impl Region {
         }
     }
 
-    /// The position of the node that owns `http://edge.test` with this target.
+    /// The position of the node that owns `http://edge.test` with this target in the region of `n0`.
     pub fn owner_of(&self, target: &str) -> usize {
+        number(&self.owners_of(target))
+    }
+
+    /// The position of the node that owns this target in the shield.
+    pub fn shield_of(&self, target: &str) -> usize {
+        number(&self.owners_of(target)["shield"][0])
+    }
+
+    fn owners_of(&self, target: &str) -> Value {
         let target = format!("/nodes/owner?url=http://edge.test{target}");
         let answer = self.nodes[0].admin("GET", &target, "");
-        let answer: Value = serde_json::from_str(answer.text()).expect("an owner");
-        let name = answer["owner"].as_str().unwrap_or_else(|| panic!("{answer}"));
-        name[1..].parse().expect("a name of a node")
+        serde_json::from_str(answer.text()).expect("an owner")
     }
+}
+
+fn number(owned: &Value) -> usize {
+    let name = owned["owner"].as_str().unwrap_or_else(|| panic!("{owned}"));
+    name[1..].parse().expect("a name of a node")
 }
