@@ -209,6 +209,12 @@ fn after_an_unsafe_request_the_copy_of_another_node_is_not_used() {
 
 #[test]
 fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
+    clients_are_served_while_peers_fail(&["here"; 3], "");
+}
+
+/// Runs `n0` in this process and two nodes as others, in these regions, which it asks for responses. One of them is
+/// stopped and goes on, the other one is killed, while clients ask `n0`. `more`: of its configuration.
+pub fn clients_are_served_while_peers_fail(regions: &[&str; 3], more: &str) {
     // The peer breaks off bodies of this length while they are passed on.
     let long: Vec<u8> = (0..400_000_u32).map(|at| at as u8).collect();
     let whole = long.clone();
@@ -226,7 +232,9 @@ fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
         },
         false => Answer::ok(request.target.clone()).fresh_for(60),
     });
-    let Some((region, mut owners)) = Region::with_processes(3, &origin, "") else { return };
+    let Some((region, mut owners)) = Region::with_processes_in(regions, &origin, more) else {
+        return;
+    };
     let (asker, is_over) = (&region.nodes[0], AtomicBool::new(false));
     let answered = AtomicU64::new(0);
     let ask = |client: u64| {

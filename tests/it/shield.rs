@@ -13,6 +13,7 @@ use crate::harness::{
     Answer, Edge, Gate, LongLink, Origin, ReceivedRequest, RedisProcess, Region, Request, Response,
     exchange, until,
 };
+use crate::peers_region::clients_are_served_while_peers_fail;
 
 /// Two nodes of an edge region, and two of its shield.
 const REGIONS: [&str; 4] = ["us", "us", "fra", "fra"];
@@ -347,6 +348,11 @@ fn without_its_shield_a_site_answers_with_an_error_if_it_says_so() {
     assert_eq!((stale.status, stale.text()), (200, "/a"), "{stale:?}");
     assert!(stale.header("cache-status").contains("detail=stale-if-error"), "{stale:?}");
     assert_eq!(origin.request_count(), asked_before, "the origin is for the shield alone");
+}
+
+#[test]
+fn a_shield_that_is_stopped_or_killed_costs_no_client_an_error() {
+    clients_are_served_while_peers_fail(&["us", "fra", "fra"], SHIELD);
 }
 
 #[test]

@@ -34,17 +34,8 @@ impl Region {
         Some(region)
     }
 
-    /// Starts `n0` in this process, and the others as child processes, which can be stopped and killed. The
-    /// peer deadline is the default.
-    pub fn with_processes(
-        count: usize,
-        origin: &Origin,
-        more: &str,
-    ) -> Option<(Self, Vec<Process>)> {
-        Self::with_processes_in(&vec!["here"; count], origin, more)
-    }
-
-    /// As [`Region::with_processes`], with a node in each of these regions, which may repeat.
+    /// Starts a node in each of these regions, which may repeat: `n0` in this process, and the others as child
+    /// processes, which can be stopped and killed. The peer deadline is the default.
     pub fn with_processes_in(
         regions: &[&str],
         origin: &Origin,
