@@ -351,6 +351,31 @@ fn without_its_shield_a_site_answers_with_an_error_if_it_says_so() {
 }
 
 #[test]
+fn the_next_region_of_the_list_is_the_shield_while_the_first_one_is_gone() {
+    let origin = Origin::start(|request| Answer::ok(request.target.clone()).fresh_for(60));
+    let more = "shield = [\"fra\", \"ams\"]\nshield_gone = \"error\"\n";
+    let started = Region::with_processes_in(&["us", "fra", "ams"], &origin, more);
+    let Some((region, mut others)) = started else { return };
+    let node = &region.nodes[0];
+    let mut number = 0;
+    // A busy machine may miss a deadline.
+    let mut until_asked = |shield: &str| {
+        until(shield, || {
+            number += 1;
+            let answer = node.get(&format!("/{number}"));
+            let asked = asked(node, number);
+            answer.status == 200 && asked.last().is_some_and(|name| name == shield)
+        });
+    };
+    until_asked("shield:n1");
+    drop(others.remove(0));
+    until_asked("shield:n2");
+    for request in origin.received() {
+        assert!((2..=3).contains(&nodes_of(&request)), "it comes from a shield: {request:?}");
+    }
+}
+
+#[test]
 fn a_shield_that_is_stopped_or_killed_costs_no_client_an_error() {
     clients_are_served_while_peers_fail(&["us", "fra", "fra"], SHIELD);
 }
