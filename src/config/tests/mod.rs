@@ -1318,7 +1318,7 @@ fn keys_of_the_instance_exclude_those_of_a_file() {
     check(
         &sign("credentials_file = \"/dev/null\"\ncredentials = \"instance\"\n"),
         &[
-            "8:20: \"credentials_file\" has no effect with credentials = \"instance\": remove one of both",
+            "8:20: \"credentials_file\" has no effect with credentials = \"instance\": remove one of the two",
         ],
     );
 }

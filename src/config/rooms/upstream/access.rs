@@ -97,7 +97,7 @@ fn read_key_source(section: &Section<'_>, has_file: bool) -> KeySource {
     if matches!(source, KeySource::Instance(_)) && has_file {
         section.mistake(
             "credentials_file",
-            "\"credentials_file\" has no effect with credentials = \"instance\": remove one of both",
+            "\"credentials_file\" has no effect with credentials = \"instance\": remove one of the two",
         );
     }
     source
