@@ -18,6 +18,7 @@ mod purged;
 mod receipts;
 mod region;
 mod resources;
+mod shield;
 mod status;
 
 pub use errors::Excuse;
@@ -343,6 +344,7 @@ pub fn all(scenario: &Scenario) -> Vec<Box<dyn Checker>> {
         Box::<fills::OneFill>::default(),
         Box::<region::OneFillInRegion>::default(),
         Box::<balance::NoHotNode>::default(),
+        Box::new(shield::ShieldAsksOrigins::new(&scenario.fleet.shield)),
         Box::new(errors::NoClientErrors::new(scenario.excuse.clone())),
         Box::<status::TruthfulStatus>::default(),
         Box::<receipts::EveryReceipt>::default(),

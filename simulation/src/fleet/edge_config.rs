@@ -132,7 +132,8 @@ impl EdgeConfig<'_> {
                 }
                 _ => format!("pool = \"{pool}\""),
             };
-            let _ = writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\n{action}\n");
+            let shield = self.shield();
+            let _ = writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\n{action}\n{shield}");
         }
         text + &self.world_site()
     }
@@ -197,13 +198,20 @@ impl EdgeConfig<'_> {
         (percent > 0).then_some([(&first.name, 100 - percent), (&last.name, percent)])
     }
 
+    /// The option of a site that names the shield region, if there is one.
+    fn shield(&self) -> String {
+        let name = &self.plan.shield;
+        if name.is_empty() { String::new() } else { format!("shield = \"{name}\"\n") }
+    }
+
     /// The site whose pool depends on the client's country.
     fn world_site(&self) -> String {
         let regions: Vec<usize> = self.upstreams.iter().map(|origin| origin.region).collect();
         let pool = self.upstreams.first().map_or("", |origin| &origin.name);
         let mut text = format!(
             "[sites.world]\nhosts = [\"world.test\"]\npool = \"{pool}\"\n\
-             [sites.world.pools_by_country]\n"
+             {}[sites.world.pools_by_country]\n",
+            self.shield()
         );
         for (country, of) in COUNTRIES.iter().enumerate() {
             let region = nearest(country, &regions);

@@ -60,6 +60,8 @@ pub struct FleetPlan {
     pub failover: bool,
     /// Whether the nodes of a region ask each other before an origin.
     pub peers: bool,
+    /// Name of the region that nodes of the other regions ask before an origin; empty for none.
+    pub shield: String,
     /// TTL in seconds of the answers by which clients find nodes through DNS. 0: a load balancer chooses the node.
     pub dns_ttl_s: u64,
 }
@@ -75,6 +77,7 @@ impl Default for FleetPlan {
             canary_percent: 0,
             failover: false,
             peers: true,
+            shield: String::new(),
             dns_ttl_s: 0,
         }
     }
@@ -219,7 +222,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 19] = [
+pub const BUILT_IN: [(&str, &str); 20] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -232,6 +235,7 @@ pub const BUILT_IN: [(&str, &str); 19] = [
     ("region-cache", include_str!("../../scenarios/region-cache.toml")),
     ("peer-loss", include_str!("../../scenarios/peer-loss.toml")),
     ("hot-object", include_str!("../../scenarios/hot-object.toml")),
+    ("shield", include_str!("../../scenarios/shield.toml")),
     ("origin-health", include_str!("../../scenarios/origin-health.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
     ("canary", include_str!("../../scenarios/canary.toml")),
@@ -301,8 +305,8 @@ impl Scenario {
                  sum of at most 100"
             );
         }
-        let redis = Some(&fleet.redis).filter(|redis| !redis.is_empty());
-        for name in fleet.regions.iter().chain(&fleet.origins).chain(redis) {
+        let optional = [&fleet.redis, &fleet.shield].into_iter().filter(|name| !name.is_empty());
+        for name in fleet.regions.iter().chain(&fleet.origins).chain(optional) {
             ensure!(
                 region_by_name(name).is_some(),
                 "fleet: unknown region {name:?}: expected one of {}",
