@@ -11,12 +11,13 @@ use crate::cache::{CacheKey, Form, Reason, StoredResponse};
 use crate::fields::Fields;
 use crate::fields::entity_tag::number_of_form;
 use crate::labels::UpstreamKind;
+use crate::peers::HopVerdict;
 use crate::transform::Coding;
 
 impl Visit {
     /// The form of `source`, the response with the object `object`, as the owner of its key has it or makes it.
-    /// `None`: this node owns the key, or the owner has no form of this version, which a strong entity tag must
-    /// tell.
+    /// `None`: this node owns the key, or the owner has stored no form of this version, which a strong entity tag
+    /// must tell.
     pub(super) async fn form_of_owner(
         &self,
         source: &StoredResponse,
@@ -30,8 +31,12 @@ impl Visit {
             return None;
         }
         let job = self.job(&LookupResult::none(key, Reason::Absent)).ok()?;
-        let received = plan.ask(&job.asker(), &self.fill_request(None)).await.ok()?;
-        let Received { upstream, .. } = received.filter(|it| it.kind == UpstreamKind::Peer)?;
+        let received = plan.ask(&job.asker(), &self.fill_request(None)).await.ok()??;
+        let Received { upstream, kind, verdict } = received;
+        let is_stored = matches!(verdict, Some(HopVerdict::Hit | HopVerdict::Stored));
+        if kind != UpstreamKind::Peer || !is_stored {
+            return None;
+        }
         let (head, body) = upstream.response.into_parts();
         let is_coded = head.headers.get(CONTENT_ENCODING).is_some_and(|it| it == coding.as_str());
         let form_tag = head.headers.get(ETAG).filter(|_| is_coded && head.status == StatusCode::OK);

@@ -293,7 +293,7 @@ fn a_date_continues_no_download_of_text_that_is_fetched_just_now() {
         gate.open();
         follower.join().expect("the follower");
     });
-    // What is not coded for any client is continued.
+    // A film is not coded for any client.
     let part = edge.get_with("/film", &fields);
     assert!(part.status == 206 && part.body == text(3_000_000)[2_000_000..2_000_100]);
 }
