@@ -86,8 +86,8 @@ fn brotli(level: i32, window_log: u32, size_hint: usize) -> BrotliEncoder {
     BrotliEncoder::new(params)
 }
 
-/// About a tenth of a millisecond of work, so that the slowest turns stay below a quarter. Measured on text (HTML, words,
-/// JSON), in MB/s: zstd 200 to 260 at level 3, 60 to 70 at 6; brotli 60 to 70 at level 4, 24 at 5; gzip 100 to 140 at level 4,
+/// About a tenth of a millisecond of work: the median. On a busy machine 1 % of the turns at the default levels took longer than
+/// 0.23 to 0.36 ms, with turns of double the length than 0.34 to 0.72. Measured on text (HTML, words, JSON), in MB/s: zstd 200 to 260 at level 3, 60 to 70 at 6; brotli 60 to 70 at level 4, 24 at 5; gzip 100 to 140 at level 4,
 /// 50 at 9. zstd above level 9 and brotli above 5 take longer turns: such levels are for content that is rarely coded. zstd and
 /// brotli collect blocks of 128 and 64 KiB, which would take 1 and 4 ms; the flush of each turn makes text 1 % (zstd) and 3 % (brotli)
 /// longer.
