@@ -728,6 +728,15 @@ impl HopFailure {
 }
 
 labels! {
+    /// Whether the response of the owner of a hot key was copied into memory.
+    pub(crate) CopyOutcome;
+    /// It was.
+    Copied "copied";
+    /// It is longer than a slice, or of unknown length: each request for it goes to the owner.
+    TooLong "too-long";
+}
+
+labels! {
     /// Why a request that the store cannot answer goes to the origin and not to a peer.
     pub(crate) WhyOrigin;
     /// This node owns the key.

@@ -29,10 +29,11 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
-    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
-    FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut,
-    MemberChange, MirrorOutcome, PeerRefusal, ProxyError, QueueRefusal, Refusal, RequestProtocol,
-    RequirementOutcome, RetryReason, SplitChoice, StickyOutcome, Uncollapsed, Unretried,
+    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, CopyOutcome,
+    DiscoveryOutcome, FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome,
+    Http2End, LeftOut, MemberChange, MirrorOutcome, PeerRefusal, ProxyError, QueueRefusal, Refusal,
+    RequestProtocol, RequirementOutcome, RetryReason, SplitChoice, StickyOutcome, Uncollapsed,
+    Unretried,
 };
 
 /// The type of a metric.
@@ -223,6 +224,9 @@ table! {
         "outcome" = &["passed", "failed"];
     PeerRefusals, Counter, "peer_refusals", "Connections and requests on the peer listener that were refused, by reason.",
         "reason" = PeerRefusal::WORDS;
+    PeerCopies, Counter, "peer_copies", "Responses of the owners of hot keys that were or were not copied into memory, by outcome.",
+        "outcome" = CopyOutcome::WORDS;
+    PeerCopyHits, Counter, "peer_copy_hits", "Requests answered from copies of other nodes' responses.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";
     RateTableFull, Counter, "rate_table_full", "Clients not rate-limited because the table of clients was full.";

@@ -22,6 +22,7 @@ mod answer;
 mod answering;
 mod asking;
 mod cookies;
+mod copies;
 mod distance;
 mod errors;
 mod exchange;

@@ -132,6 +132,11 @@ pub(crate) fn variant_key(
 }
 
 impl VaryList {
+    /// The hashes of the records of all variants.
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = KeyHash> {
+        self.sets.iter().flat_map(|set| set.variants.iter().map(|variant| variant.hash))
+    }
+
     /// Adds a stored variant. Returns the hashes of variants that are dropped at `variants_max`.
     pub(crate) fn add(
         &mut self,

@@ -157,6 +157,9 @@ fn stored(explanation: &Value) -> Option<String> {
         "status {}{size}, age {} s of {} s: {fresh}{from}",
         stored["status"], stored["age_s"], stored["lifetime_s"]
     );
+    if let Some(owner) = stored["copy_of"].as_str() {
+        let _ = write!(text, "; copy of {owner}");
+    }
     if let Some(why) = rules["not_stored_now"].as_str() {
         let _ = write!(text, "; by the present rules it is not stored: {why}");
     }

@@ -349,8 +349,21 @@ impl Lead {
         response: Arc<StoredResponse>,
         body: Body,
     ) -> FillEnd {
+        let writer = store.writer(StoredResponse::clone(&response));
         self.decided = true;
-        pump::fill(&self.fill, store, response, body, self.to_the_end).await
+        pump::fill(&self.fill, (store, writer), response, body, self.to_the_end).await
+    }
+
+    /// As [`Lead::fill`], but stores a copy of another node's response, in memory only.
+    pub(crate) async fn copy(
+        &mut self,
+        store: &Store,
+        response: Arc<StoredResponse>,
+        body: Body,
+    ) -> FillEnd {
+        let writer = store.copy_writer(StoredResponse::clone(&response));
+        self.decided = true;
+        pump::fill(&self.fill, (store, writer), response, body, self.to_the_end).await
     }
 
     /// As [`Lead::fill`], but stores nothing: followers have the body from the window, which must hold it

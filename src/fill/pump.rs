@@ -17,16 +17,15 @@ use crate::metrics::Metric;
 use crate::store::{ObjectWriter, Store, WriteError};
 
 /// Decides a fill: followers get `response`, whose `body` is moved into the window, and in complete
-/// slices into the store, until its end. `to_the_end`: also without readers.
+/// slices to the `writer` into the store, until its end. `to_the_end`: also without readers.
 pub(super) async fn fill(
     fill: &Arc<Fill>,
-    store: &Store,
+    (store, writer): (&Store, ObjectWriter),
     response: Arc<StoredResponse>,
     body: Body,
     to_the_end: bool,
 ) -> FillEnd {
     let length = response.complete_length;
-    let writer = store.writer(StoredResponse::clone(&response));
     {
         let mut state = fill.lock();
         state.storing = true;

@@ -72,11 +72,17 @@ pub(crate) struct AskSettings {
     pub deadline: Duration,
     /// A peer that failed gets no request for this long; then one request tries it again. 100 ms to 60 s.
     pub skip_for: Duration,
+    /// A response whose key was requested this often lately is copied into memory. 0: none is. At most 100.
+    pub copy_after: u8,
 }
 
 impl Default for AskSettings {
     fn default() -> Self {
-        Self { deadline: Duration::from_millis(250), skip_for: Duration::from_secs(1) }
+        Self {
+            deadline: Duration::from_millis(250),
+            skip_for: Duration::from_secs(1),
+            copy_after: 3,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::cache::{
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
 use crate::fill::parts::{PartResponse, Parts};
+use crate::metrics::Metric;
 use crate::reply::Reply;
 use crate::route::{Facts, Fixed, Redirect};
 use crate::store::StoredHead;
@@ -74,6 +75,9 @@ impl Visit {
         let (reply, content) = self.stored_reply(head, age)?;
         if let Some(hits) = self.worker.note_hit(hash, head) {
             self.offer_hot_form(head, hits);
+        }
+        if head.is_copy() {
+            self.worker.recorder.count(Metric::PeerCopyHits);
         }
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = stale.or_else(silent);

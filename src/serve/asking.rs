@@ -250,6 +250,15 @@ struct Leg {
 }
 
 impl HopPlan {
+    /// The number of recent requests from which a response is copied. 0: none is.
+    pub(super) fn copy_after(&self) -> u8 {
+        match self.content {
+            HopContent::AsStored => self.region.settings.copy_after,
+            // Coded for other clients, or a part.
+            HopContent::Negotiated | HopContent::Relayed => 0,
+        }
+    }
+
     /// Sends the request to the owner, to the next one if that fails, and then to the peers that follow. `None`: none
     /// has answered, and the origin is asked.
     ///

@@ -32,7 +32,7 @@ use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::peers::HopVerdict;
 use crate::route::{Rule, Site};
-use crate::store::{Record, StoredHead};
+use crate::store::{NewVariant, Record, StoredHead};
 use crate::upstream::{
     Affinity, FetchError, Intent, ProxiedClient, Times, Tried, Unanswered, Upstream,
 };
@@ -83,7 +83,7 @@ pub(super) enum ExchangeOutcome {
     /// The response is being stored, or comes from a peer; followers of the fill read it. The fields go to this
     /// client only.
     Filling(HeaderMap),
-    /// The response comes from a peer and is too long for a fill that is not stored: it is for this client only.
+    /// The response comes from a peer, and the followers ask that themselves: it is for this client only.
     Streaming(Response<Body>),
     /// A part of a long object is being stored; the other bytes are fetched on demand.
     StoringSlices(Box<(Parts, PartResponse)>),
@@ -151,7 +151,11 @@ impl Job {
         let response = upstream.response;
         match disposition {
             Disposition::Pass { reason, remember } => {
-                lead.release(remember);
+                match verdict {
+                    // The peer answers each follower.
+                    Some(HopVerdict::Purged) => lead.leave_to_peer(),
+                    _ => lead.release(remember),
+                }
                 report(match part {
                     None => ExchangeOutcome::NotStored(response, reason),
                     Some(_) => ExchangeOutcome::Retry(Some(reason)),
@@ -166,8 +170,10 @@ impl Job {
                 report(ExchangeOutcome::UpstreamError(status));
             }
             // The owner of the region stores it. What a shield stores is stored in each region, too.
-            Disposition::Store(stored) if kind == UpstreamKind::Peer => {
-                self.lead_stream(lead, stored, response, report).await;
+            Disposition::Store(stored)
+                if let (Some(verdict), UpstreamKind::Peer) = (verdict, kind) =>
+            {
+                self.lead_from_peer(lead, stored, response, (verdict, report)).await;
             }
             Disposition::StorePart(stored) => report(self.lead_part(lead, stored, response).await),
             Disposition::Store(stored) => {
@@ -196,24 +202,6 @@ impl Job {
         // range would start it again.
         let lead = if self.first_range.is_some() { lead.run_to_end() } else { lead };
         self.fill(lead, stored, response).await;
-    }
-
-    /// Gives a peer's response to the followers too, without storing it.
-    async fn lead_stream(
-        self,
-        mut lead: Lead,
-        stored: Box<StoredResponse>,
-        response: Response<Body>,
-        report: impl FnOnce(ExchangeOutcome),
-    ) {
-        if self.worker.fills.holds(response.body().exact_length()) {
-            let unshared = cache::fields::unshared_fields(response.headers(), &stored.headers);
-            report(ExchangeOutcome::Filling(unshared));
-            lead.stream(Arc::new(*stored), response.into_body()).await;
-        } else {
-            lead.leave_to_peer();
-            report(ExchangeOutcome::Streaming(response));
-        }
     }
 
     /// Stores a 206 as a standalone part. Reads all of it before the client gets any.
@@ -268,7 +256,7 @@ impl Job {
         let stored = Arc::new(*stored);
         let end = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
         if end == FillEnd::Stored {
-            self.add_variant(&stored).await;
+            self.add_variant(&stored, NewVariant::Own).await;
         }
     }
 
@@ -474,7 +462,7 @@ impl Job {
     }
 
     /// Adds a stored variant to the list under its key.
-    pub(super) async fn add_variant(&self, stored: &StoredResponse) {
+    pub(super) async fn add_variant(&self, stored: &StoredResponse, newest: NewVariant) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
         let key = CacheKey::new(stored.key.clone());
@@ -490,7 +478,7 @@ impl Job {
             self.worker.recorder.count(Metric::VariantsDropped);
             store.forget(dropped);
         }
-        store.put_variants(key.hash, list);
+        store.put_variants(key.hash, list, newest);
     }
 }
 

@@ -139,6 +139,7 @@ impl Explainer {
             let purged = self.store.purge_verdict(head);
             let settings = &query.rule.settings.cache;
             explanation["stored"] = stored(head, now);
+            explanation["stored"]["copy_of"] = self.source_of_copy(head, &found.key);
             explanation["rules"] = applied_rules(&head.response, query.fields, settings);
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
@@ -176,6 +177,17 @@ impl Explainer {
                 json!({"to": to, "why": WhyOrigin::ShieldGone.as_str()})
             }
         }
+    }
+
+    /// The node that owns the key of a copy now. `null`: the response is no copy.
+    fn source_of_copy(&self, head: &StoredHead, key: &CacheKey) -> Value {
+        let Some(region) = self.region.as_ref().filter(|_| head.is_copy()) else {
+            return Value::Null;
+        };
+        let region = region.load();
+        let owners = region.owners(&region.name, key.hash.0 as u64);
+        let owner = owners.first().map(|owner| &*owner.name);
+        json!(owner.unwrap_or("a node that is gone"))
     }
 
     /// The name of the region that the client is redirected to, if the rule redirects it.

@@ -175,22 +175,32 @@ impl Visit {
                 FillingMatch::OtherVariant(hash) => {
                     return Ok(Turn::Again(LookupResult { hash, head: None, ..found }));
                 }
-                FillingMatch::Unusable => self.forward_alone(reason, found).await?,
+                FillingMatch::Unusable => self.ask_alone(found, reason).await?,
             },
             FillOutcome::Stored if self.unmet.is_some() => {
                 self.forward_alone(reason, found).await?
             }
             FillOutcome::Stored => return self.follow_stored(found, reason).await,
-            FillOutcome::AtPeer => match self.relay(&found, reason).await {
-                RelayOutcome::Answered(answered) => *answered,
-                _ => self.forward_alone(reason, found).await?,
-            },
+            FillOutcome::AtPeer => self.ask_alone(found, reason).await?,
             FillOutcome::Released => self.forward_alone(reason, found).await?,
             FillOutcome::Failed(failure) => {
                 self.without_upstream(&found, &failure, facts_of(collapsed(reason)))?
             }
         };
         Ok(Turn::Done(answered))
+    }
+
+    /// Asks the owner of the key for this request alone, or else the origin.
+    async fn ask_alone(
+        &self,
+        found: LookupResult,
+        reason: Reason,
+    ) -> Result<Answered, Box<PathError>> {
+        match self.relay(&found, reason).await {
+            RelayOutcome::Answered(answered) => Ok(*answered),
+            RelayOutcome::Failed(unanswered) => self.without_peers(&found, unanswered, reason),
+            RelayOutcome::OwnKey | RelayOutcome::NoPeer => self.forward_alone(reason, found).await,
+        }
     }
 
     /// Answers from the store after another request has stored or validated the response.
@@ -240,10 +250,10 @@ impl Visit {
     ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
-        // A response that replaces a stored one must be as the origin sent it.
-        let content = match found.head {
-            Some(_) => HopContent::AsStored,
-            None => HopContent::Negotiated,
+        // A response that is stored here must be as the origin sent it.
+        let content = match found.head.is_some() || self.is_hot(&found.key) {
+            true => HopContent::AsStored,
+            false => HopContent::Negotiated,
         };
         self.set_hop(&mut job, &found.key, content).await;
         if job.hop.is_none() {

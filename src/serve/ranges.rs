@@ -45,7 +45,7 @@ use crate::fields::ranges::{
 use crate::fill::Filling;
 use crate::fill::collapse::FillFailure;
 use crate::fill::parts::{PartError, PartResponse, Parts, SendSubrequest};
-use crate::store::StoredHead;
+use crate::store::{NewVariant, StoredHead};
 use crate::upstream::Unanswered;
 
 /// The target and fields that all range requests for an object have in common.
@@ -322,7 +322,7 @@ impl Job {
         }
         let bytes = bytes.freeze();
         let head = self.worker.store.put_apart(stored, &bytes);
-        self.add_variant(&head.response).await;
+        self.add_variant(&head.response, NewVariant::Own).await;
         Some(bytes)
     }
 
@@ -340,7 +340,7 @@ impl Job {
         let first = parts.first(bytes, body);
         // Only now: a request that finds the object before these bytes are claimed requests them too.
         self.worker.store.show(&head);
-        self.add_variant(&head.response).await;
+        self.add_variant(&head.response, NewVariant::Own).await;
         Some((parts, first))
     }
 }

@@ -105,7 +105,7 @@ impl Region {
     }
 
     /// The nodes of a region that may own the key, the owner first.
-    fn owners(&self, region: &str, key: u64) -> Vec<&FleetMember> {
+    pub(super) fn owners(&self, region: &str, key: u64) -> Vec<&FleetMember> {
         owners(&self.table, region, key, |member| self.load(member))
     }
 

@@ -36,15 +36,16 @@ pub(super) enum RelayOutcome {
 }
 
 impl Visit {
-    /// Whether a request whose answer is not stored here goes to the owner as it is. The owner of a region asks its
-    /// shield for parts that it can store; only HEAD goes on as it is.
+    /// Whether a request goes to the owner as it is: its answer is not stored here, or it is a HEAD request, which
+    /// could not validate what is stored. The owner of a region asks its shield for parts that it can store; only
+    /// HEAD goes on as it is.
     pub(super) fn is_for_relay(&self, found: &LookupResult) -> bool {
         let is_head = self.context.request.method == Method::HEAD;
-        let is_of_part =
-            || is_head || self.fields.contains_key(RANGE) || is_conditional(&self.fields);
-        let is_asker = self.context.hop.is_none() && found.head.is_none() && is_of_part();
+        let is_of_part = || self.fields.contains_key(RANGE) || is_conditional(&self.fields);
+        let is_asker =
+            || self.context.hop.is_none() && (is_head || found.head.is_none() && is_of_part());
         self.worker.region.is_some()
-            && (is_asker || is_head && self.shield().is_some())
+            && (is_asker() || is_head && self.shield().is_some())
             && !self.worker.fills.is_uncacheable(found.hash)
     }
 

@@ -4,6 +4,7 @@
 //! block was overwritten since. At a clean stop all pieces leave memory, and all are written. The forms of a
 //! response that is evicted are to leave too.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +17,7 @@ use super::piece::Piece;
 use super::piece_key::{PieceHasher, PieceKey};
 use super::record::{Record, disk_state};
 use super::sites::Sites;
-use crate::cache::Form;
+use crate::cache::{Form, VaryList};
 use crate::metrics::{Metric, Recorder};
 
 /// The listener on the memory tier.
@@ -57,9 +58,27 @@ impl Evictions {
         *self.lock() = Some(Vec::new());
         memory.evict_all();
         let mut all = self.lock().take().unwrap_or_default();
-        all.retain(|(key, piece)| !is_on_disk(piece) || !self.disks.may_contain(key));
+        let copies: HashSet<u128> =
+            all.iter().filter_map(|(_, piece)| copied_object(piece)).collect();
+        all.retain(|(key, piece)| {
+            let is_copy = copied_object(piece).is_some() || copies.contains(&key.id());
+            !is_copy && (!is_on_disk(piece) || !self.disks.may_contain(key))
+        });
+        let written: HashSet<PieceKey> = all.iter().map(|(key, _)| *key).collect();
+        all.retain(|(_, piece)| match piece {
+            Piece::Record(Record::Variants(list)) => {
+                self.has_variant_on_disk(list, |key| written.contains(key))
+            }
+            _ => true,
+        });
         all.sort_by_key(|(key, _)| key.number == 0);
         all
+    }
+
+    /// Whether the disk has one of the variants, or will have one: it is of no use there for copies alone.
+    fn has_variant_on_disk(&self, list: &VaryList, will_have: impl Fn(&PieceKey) -> bool) -> bool {
+        let mut keys = list.hashes().map(PieceKey::head);
+        keys.any(|key| will_have(&key) || self.disks.may_contain(&key))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Vec<(PieceKey, Piece)>>> {
@@ -78,16 +97,10 @@ fn is_on_disk(piece: &Piece) -> bool {
     }
 }
 
-/// Whether it was to be written to disk.
-fn is_wanted(piece: &Piece) -> bool {
-    match piece {
-        Piece::Record(Record::Response(head)) => {
-            head.disk_state.load(Ordering::Acquire) != disk_state::MEMORY_ONLY
-        }
-        Piece::Record(Record::Variants(_)) => true,
-        Piece::Slice(slice) => slice.wanted.load(Ordering::Relaxed),
-        Piece::Unknown => false,
-    }
+/// The object of a copy.
+fn copied_object(piece: &Piece) -> Option<u128> {
+    let Piece::Record(Record::Response(head)) = piece else { return None };
+    head.is_copy().then_some(head.object.0)
 }
 
 impl EventListener for Evictions {
@@ -130,13 +143,23 @@ impl Evictions {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it was to be written to disk.
+    fn is_wanted(&self, piece: &Piece) -> bool {
+        match piece {
+            Piece::Record(Record::Response(head)) => head.is_wanted(),
+            Piece::Record(Record::Variants(list)) => self.has_variant_on_disk(list, |_| false),
+            Piece::Slice(slice) => slice.wanted.load(Ordering::Relaxed),
+            Piece::Unknown => false,
+        }
+    }
+
     /// Queues a wanted piece that leaves memory and is not on disk; counts it as forgotten otherwise.
     pub(super) fn evicted(&self, key: &PieceKey, piece: &Piece) {
         self.note_orphans(piece);
         if self.disks.may_contain(key) {
             return;
         }
-        if !is_wanted(piece) || !self.disks.offer(*key, piece.share()) {
+        if !self.is_wanted(piece) || !self.disks.offer(*key, piece.share()) {
             self.recorder.count(Metric::StoreForgotten);
         }
     }

@@ -82,7 +82,7 @@ impl Store {
         response.complete_length = Some(content.len() as u64);
         let wanted = self.tiers.wants_on_disk(hash, content.len() as u64);
         let inline = Some(self.tiers.body_bytes.count(content));
-        let object = self.next_object(hash);
+        let object = self.next_object(&response);
         self.put_head(self.new_head(response, object, inline), wanted)
     }
 

@@ -71,6 +71,15 @@ pub(crate) struct Store {
     objects: Arc<Objects>,
 }
 
+/// Whose response a variant is that was added to a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewVariant {
+    /// One that this node has fetched from the origin.
+    Own,
+    /// A copy of another node's response.
+    Copy,
+}
+
 /// What the store knows of its objects beside their pieces.
 struct Objects {
     purges: Arc<Purges>,
@@ -157,7 +166,19 @@ impl Store {
 
     /// Begins to store a response and its body, under its key's hash or, if it varies, its variant's.
     pub(crate) fn writer(&self, response: StoredResponse) -> ObjectWriter {
-        ObjectWriter::new(self.clone(), response)
+        let object = self.next_object(&response);
+        ObjectWriter::new(self.clone(), response, object)
+    }
+
+    /// As [`Store::writer`], for a copy of another node's response: it stays in memory, and so do its forms.
+    pub(crate) fn copy_writer(&self, response: StoredResponse) -> ObjectWriter {
+        let object = self.objects.ids.next_copy(response.hash());
+        ObjectWriter::new(self.clone(), response, object)
+    }
+
+    /// Whether about so many recent requests for the key found nothing in memory.
+    pub(crate) fn is_requested_often(&self, hash: KeyHash, requests: u8) -> bool {
+        self.tiers.sketch.estimate(hash) >= requests
     }
 
     /// Replaces the stored response of a body: after a 304 (RFC 9111 §4.3.4), with its fields,
@@ -175,17 +196,17 @@ impl Store {
         }
         let inline = head.inline.clone();
         let next = self.new_head(response, head.object, inline);
-        let wanted = head.disk_state.load(Ordering::Relaxed) != disk_state::MEMORY_ONLY;
-        self.put_head(StoredHead { slice_bytes: head.slice_bytes, ..next }, wanted)
+        self.put_head(StoredHead { slice_bytes: head.slice_bytes, ..next }, head.is_wanted())
     }
 
-    /// Stores the variant list of a key whose responses vary.
-    pub(crate) fn put_variants(&self, hash: KeyHash, list: VaryList) {
+    /// Stores the variant list of a key whose responses vary. `newest`: the variant that was added.
+    pub(crate) fn put_variants(&self, hash: KeyHash, list: VaryList, newest: NewVariant) {
         let key = PieceKey::head(hash);
         let record = Record::Variants(Arc::new(list));
-        // An older list on disk must be replaced too.
-        let has_older = self.tiers.disks.has_older(&key);
-        if has_older || self.tiers.wants_on_disk(hash, 0) {
+        // An older list on disk must be replaced too, unless it only lacks a copy, which the disk has not either.
+        if newest == NewVariant::Own
+            && (self.tiers.disks.has_older(&key) || self.tiers.wants_on_disk(hash, 0))
+        {
             self.tiers.disks.offer(key, Piece::Record(record.clone()));
         }
         self.tiers.put(key, Piece::Record(record));
@@ -245,8 +266,13 @@ impl Store {
         self.tiers.close().await;
     }
 
-    fn next_object(&self, hash: KeyHash) -> ObjectId {
-        self.objects.ids.next(hash)
+    /// The id of a new object: that of a copy for the form of a copy.
+    fn next_object(&self, response: &StoredResponse) -> ObjectId {
+        let ids = &self.objects.ids;
+        match &response.form {
+            Some(form) if ids.is_copy(form.source) => ids.next_copy(response.hash()),
+            _ => ids.next(response.hash()),
+        }
     }
 
     fn newest(&self) -> MutexGuard<'_, NewestObjects> {
@@ -260,13 +286,17 @@ impl Store {
         inline: Option<Bytes>,
     ) -> StoredHead {
         response.name_length_of_form();
+        let disk_state = match self.objects.ids.is_copy(object.0) {
+            true => disk_state::COPY,
+            false => disk_state::MEMORY_ONLY,
+        };
         StoredHead {
             response,
             object,
             inline,
             slice_bytes: self.tiers.settings.slice_bytes as u32,
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
-            disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
+            disk_state: AtomicU8::new(disk_state),
             form_marks: FormMarks::default(),
             coding_note: AtomicU8::new(0),
         }
@@ -279,7 +309,11 @@ impl Store {
         self.tiers.put(key, Piece::Record(Record::Response(head.clone())));
         // An older head on disk must be replaced too.
         let has_older = self.tiers.disks.has_older(&key);
-        if wanted || has_older {
+        if head.is_copy() {
+            if has_older {
+                self.tiers.disks.forget(&key);
+            }
+        } else if wanted || has_older {
             self.tiers.queue_head(&head);
         }
         head

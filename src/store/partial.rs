@@ -37,7 +37,7 @@ impl Store {
     ) -> Result<Arc<StoredHead>, WriteError> {
         self.check_for_parts(&response)?;
         response.parts = Some(Box::default());
-        let object = self.next_object(response.hash());
+        let object = self.next_object(&response);
         Ok(Arc::new(self.new_head(response, object, None)))
     }
 
@@ -53,7 +53,7 @@ impl Store {
     /// the response's `parts`.
     pub(crate) fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<StoredHead> {
         let hash = response.hash();
-        let object = self.next_object(hash);
+        let object = self.next_object(&response);
         // A copy, because the buffer of the connection is longer.
         let inline = Some(self.tiers.body_bytes.count(Bytes::copy_from_slice(bytes)));
         let wanted = self.tiers.wants_on_disk(hash, bytes.len() as u64);
@@ -170,7 +170,7 @@ impl Store {
             Current::Same(_) | Current::Absent => {}
         }
         let hash = head.hash();
-        newest.begin(hash, self.next_object(hash));
+        newest.begin(hash, self.objects.ids.next(hash));
         self.forget(hash);
     }
 

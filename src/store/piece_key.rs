@@ -29,20 +29,53 @@ impl std::fmt::Debug for ObjectId {
     }
 }
 
-/// Generates object ids.
+/// Generates object ids. Copies of other nodes' responses have ids of a series of their own, so that the id in a
+/// slice or a form tells that it is of a copy.
 #[derive(Debug)]
 pub(super) struct ObjectIds {
-    random: u64,
-    next: AtomicU64,
+    own: IdSeries,
+    copies: IdSeries,
 }
 
 impl ObjectIds {
     pub(super) fn new() -> Self {
-        Self { random: random_u64(), next: AtomicU64::new(0) }
+        Self { own: IdSeries::new(), copies: IdSeries::new() }
     }
 
     /// A new id for an object that is stored under `hash`.
     pub(super) fn next(&self, hash: KeyHash) -> ObjectId {
+        self.own.next(hash)
+    }
+
+    /// A new id for a copy that is stored under `hash`.
+    pub(super) fn next_copy(&self, hash: KeyHash) -> ObjectId {
+        self.copies.next(hash)
+    }
+
+    /// Whether an id is that of a copy.
+    pub(super) fn is_copy(&self, object: u128) -> bool {
+        self.copies.has(object)
+    }
+}
+
+#[derive(Debug)]
+struct IdSeries {
+    random: u64,
+    next: AtomicU64,
+}
+
+impl IdSeries {
+    fn new() -> Self {
+        Self { random: random_u64(), next: AtomicU64::new(0) }
+    }
+
+    /// Whether an id was given out by this series.
+    fn has(&self, object: u128) -> bool {
+        let number = (object >> 32).wrapping_sub(u128::from(self.random) << 32);
+        number < u128::from(self.next.load(Ordering::Relaxed))
+    }
+
+    fn next(&self, hash: KeyHash) -> ObjectId {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // After 2^32 objects the count carries into the random part, and the id is still unique.
         let unique = ((u128::from(self.random) << 32) + u128::from(number)) << 32;

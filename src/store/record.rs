@@ -52,17 +52,31 @@ const _: () = assert!(size_of::<StoredHead>() + 16 <= 256);
 /// ```text
 /// MEMORY_ONLY ──(hit, or frequent key)──▶ QUEUED ──(in the disk's index)──▶ WRITTEN   (read from disk: from the start)
 ///                                           │ not written: queued again when memory evicts it
+/// COPY                                                   of another node's response, or a form of one: stays in memory
 /// ```
 pub(super) mod disk_state {
     pub(crate) const MEMORY_ONLY: u8 = 0;
     pub(crate) const QUEUED: u8 = 1;
     pub(crate) const WRITTEN: u8 = 2;
+    pub(crate) const COPY: u8 = 3;
 }
 
 impl StoredHead {
     /// The hash under which it is stored: its key's, or its variant's; mixed with its coding if it is a form.
     pub(crate) fn hash(&self) -> KeyHash {
         self.response.hash()
+    }
+
+    /// Whether it is a copy of another node's response, or a form of one: it is never written to disk.
+    #[inline]
+    pub(crate) fn is_copy(&self) -> bool {
+        self.disk_state.load(Ordering::Relaxed) == disk_state::COPY
+    }
+
+    /// Whether it was to be written to disk.
+    pub(super) fn is_wanted(&self) -> bool {
+        let state = self.disk_state.load(Ordering::Acquire);
+        matches!(state, disk_state::QUEUED | disk_state::WRITTEN)
     }
 
     /// Length of the complete body in bytes, as stored or as announced; 0 if unknown.

@@ -66,17 +66,19 @@ pub(crate) struct ObjectWriter {
     length: u64,
     /// Whether the object is to be written to disk.
     wanted: bool,
+    /// Whether it stays in memory whatever its length.
+    is_copy: bool,
 }
 
 impl ObjectWriter {
-    pub(super) fn new(store: Store, response: StoredResponse) -> Self {
+    pub(super) fn new(store: Store, response: StoredResponse, object: ObjectId) -> Self {
         let hash = response.hash();
-        let object = store.next_object(hash);
         let length = response.complete_length.unwrap_or_default();
-        let wanted = store.tiers.wants_on_disk(hash, length);
+        let is_copy = store.objects.ids.is_copy(object.0);
+        let wanted = !is_copy && store.tiers.wants_on_disk(hash, length);
         let site = store.tiers.sites.of(&response.site);
         let slice = BytesMut::new();
-        Self { store, response, site, hash, object, slice, slices: 0, length: 0, wanted }
+        Self { store, response, site, hash, object, slice, slices: 0, length: 0, wanted, is_copy }
     }
 
     /// Appends to the body, in pieces of any size. Waits while the disk's queue is full, for each
@@ -141,7 +143,8 @@ impl ObjectWriter {
     }
 
     async fn put_slice(&mut self) {
-        if !self.wanted && self.store.tiers.wants_on_disk(self.hash, self.length) {
+        let may_be_wanted = !self.wanted && !self.is_copy;
+        if may_be_wanted && self.store.tiers.wants_on_disk(self.hash, self.length) {
             // Too long to stay in memory unread: write this and the following slices to disk, and
             // the previous ones that memory still has.
             self.wanted = true;

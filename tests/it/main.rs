@@ -9,6 +9,7 @@ mod clients;
 mod coding;
 mod conformance;
 mod content;
+mod copies;
 mod crash;
 mod dashboard;
 mod deploy;

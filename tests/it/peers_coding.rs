@@ -218,7 +218,9 @@ fn content_that_the_origin_coded_is_decoded_once_in_the_region() {
 #[test]
 fn a_node_that_has_the_response_gets_its_form_from_the_owner() {
     let origin = sized_origin();
-    let Some((region, owners)) = Region::with_processes(2, &origin, "") else { return };
+    let Some((region, owners)) = Region::with_processes_in(&["here"; 2], &origin, "") else {
+        return;
+    };
     let node = &region.nodes[0];
     let targets = (0..).map(|number| format!("/{number}-300000"));
     let target = targets.filter(|target| region.owner_of(target) == 1).nth(1).expect("a target");

@@ -27,6 +27,7 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     section.read_within("deadline", &mut ask.deadline, least..=most);
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
     section.read_within("skip_for", &mut ask.skip_for, least..=most);
+    section.read_within("copy_after", &mut ask.copy_after, 0..=100);
     if !peers.is_on() {
         let others = ["announced", "certificate", "key", "ca", "nodes"];
         if let Some(other) = others.into_iter().find(|name| section.has(name)) {

@@ -1,6 +1,7 @@
 //! The store from outside: what is put in comes out, survives restarts, and full or failing disks.
 
 mod bench;
+mod copies;
 mod crash;
 mod forms;
 
@@ -223,7 +224,7 @@ async fn variants_stand_beside_each_other_under_the_list() {
         writer.finish().await.unwrap();
         list.add(&fields, variant, 8);
     }
-    here.put_variants(key.hash, list);
+    here.put_variants(key.hash, list, NewVariant::Own);
     let Some(Record::Variants(list)) = here.in_memory(key.hash) else { panic!() };
     for coding in ["br", "gzip"] {
         let candidates = list.candidates(&key, &request(coding), &["br", "gzip"], false);

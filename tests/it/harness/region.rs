@@ -22,12 +22,22 @@ impl Region {
         Self::start_in(&vec!["here"; count], origin, more)
     }
 
+    /// As [`Region::start`], with these lines in `[peers]`.
+    pub fn with_peers(count: usize, origin: &Origin, peers: &str, more: &str) -> Option<Self> {
+        Self::start_with(&vec!["here"; count], origin, peers, more)
+    }
+
     /// As [`Region::start`], with a node in each of these regions, which may repeat.
     pub fn start_in(regions: &[&str], origin: &Origin, more: &str) -> Option<Self> {
+        Self::start_with(regions, origin, "", more)
+    }
+
+    fn start_with(regions: &[&str], origin: &Origin, peers: &str, more: &str) -> Option<Self> {
         let mut region = Self::empty(regions.len())?;
         for (number, place) in regions.iter().enumerate() {
             let name = format!("n{number}");
-            let text = region.text((&name, place), origin, "deadline = \"10s\"\n", more);
+            let peers = format!("deadline = \"10s\"\n{peers}");
+            let text = region.text((&name, place), origin, &peers, more);
             region.nodes.push(Edge::named(&name, &text));
         }
         region.wait_until_met(regions.len());
