@@ -680,6 +680,8 @@ labels! {
     pub(crate) HopFailure;
     /// Neither a response nor a 102 (Processing) came in time.
     Deadline "deadline";
+    /// Neither came in time, although other signs of life of the peer did.
+    Slow "slow";
     /// There was no connection, or it ended.
     Connection "connection";
     /// The response does not say how the peer has answered.
@@ -721,7 +723,7 @@ impl HopFailure {
         matches!(self, Self::Version | Self::Digest | Self::Key | Self::Purges | Self::Refused)
     }
 
-    /// Whether the peer should get no request for a while.
+    /// Whether the peer should get no request for a while, unless it has shown other signs of life.
     pub(crate) const fn is_silence(self) -> bool {
         matches!(self, Self::Deadline | Self::Connection | Self::Verdict | Self::Overload)
     }

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::fleet::NodeTable;
 use crate::peers::PeerTls;
-use crate::serve::{PeerLink, Region, SharedRegion};
+use crate::serve::{DEADLINES_MAX, PeerLink, Region, SharedRegion};
 use crate::upstream::{
     Deadlines, Health, KeepAlive, Origin, OriginTls, PoolDefinition, PoolSettings, Pools,
     PreparedTls, Protocol, Retry, RetryOn, Scheme,
@@ -94,8 +94,8 @@ fn next_region(
             return Some((name.clone(), link.clone()));
         }
         let opening = match *region == before.name {
-            true => ask.deadline,
-            false => ask.deadline.max(OPENING_FAR),
+            true => ask.deadline * DEADLINES_MAX,
+            false => (ask.deadline * DEADLINES_MAX).max(OPENING_FAR),
         };
         let definition = definition(name, address, client, opening);
         let built = Pools::default().reload(&[definition]);
@@ -118,7 +118,8 @@ fn next_region(
 }
 
 /// The pool of one peer. The peer keeps the deadlines of the origin, and PINGs find out whether it lives; so
-/// this node sets none but that of the acknowledgement, and never tries twice. `opening`: the time for a connection.
+/// this node sets none but that of the acknowledgement, which a connection to a slow peer may use up, and never tries
+/// twice. `opening`: the time for a connection.
 fn definition(
     name: &Arc<str>,
     address: std::net::SocketAddr,

@@ -68,7 +68,7 @@ pub(crate) struct PeerLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AskSettings {
     /// The time for the acknowledgement of a request: the first 102 (Processing) or the response. It includes
-    /// the time for a connection. 10 ms to 10 s.
+    /// the time for a connection. Signs of life of the peer begin it anew, a few times. 10 ms to 10 s.
     pub deadline: Duration,
     /// A peer that failed gets no request for this long; then one request tries it again. 100 ms to 60 s.
     pub skip_for: Duration,

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! Job::send ─▶ owner ──102 or head within the deadline──▶ head ─ verdict ─▶ response of the peer
-//!                └ late, unreachable, refused, no verdict ─▶ next owner ─▶ shield ─▶ origin
+//!                └ silent, slow, unreachable, refused, no verdict ─▶ next owner ─▶ shield ─▶ origin
 //! ```
 //!
 //! No failure of a peer reaches the client, unless the rule says that only its shield may ask the origin. The
 //! deadline covers the acknowledgement only: an owner that asks further says so by a 102 (Processing), and then
-//! the origin's deadlines, which the last node keeps, hold.
+//! the origin's deadlines, which the last node keeps, hold. `patience.rs` tells a slow peer from a dead one.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 
 use super::Visit;
-use super::distance::{Patience, in_time};
 use super::hop_body::{HopBody, SendToNextHop};
+use super::patience::{LinkLife, Patience, PeerLife, in_time};
 use super::region::{AtPeer, NextHop, OwnLoad, PeerLink, Region, ShieldNodes};
 use super::worker::Worker;
 use crate::body::Body;
@@ -289,11 +289,15 @@ impl HopPlan {
     ) -> Result<LegOutcome<'_>, FetchError> {
         let mut is_alive = false;
         for link in self.targets.iter().filter(|link| self.may_ask(link, asker)) {
-            let failure = match self.ask_one(asker, link, request).await {
+            let life = LinkLife { link, worker: &asker.worker };
+            let before = life.signs();
+            let failure = match self.ask_one(asker, link, request, &life).await {
                 Ok(received) => return Ok(LegOutcome::Received(Box::new(received))),
                 Err(failure) => failure,
             };
-            self.note_failure(asker, link, failure);
+            // A connection may fail at a peer that answers on others.
+            let has_answered = failure == HopFailure::Connection && life.signs() > before;
+            self.note_failure(asker, link, failure, has_answered);
             is_alive |= failure.is_alive();
             if failure == HopFailure::Upstream {
                 // Another owner would wait for the origin as long again.
@@ -325,6 +329,7 @@ impl HopPlan {
         asker: &Asker,
         link: &Arc<PeerLink>,
         request: &Request<()>,
+        life: &LinkLife<'_>,
     ) -> Result<Received, HopFailure> {
         let at_peer = AtPeer::begin(link);
         let acknowledged = Rc::new(Acknowledgement::default());
@@ -338,8 +343,8 @@ impl HopPlan {
         let written = || self.written(request);
         let sending = asker.worker.upstreams.send(&upstream, written, Body::Empty, &intent);
         let mut patience = self.patience(link);
-        let sent = in_time(sending, &acknowledged, &mut patience).await;
-        let mut received = sent.ok_or(HopFailure::Deadline)?.map_err(|_| HopFailure::Connection)?;
+        let sent = in_time(sending, &acknowledged, life, &mut patience).await?;
+        let mut received = sent.map_err(|_| HopFailure::Connection)?;
         link.note_answer();
         link.distance.note(patience.round_trip);
         let field = received.response.headers_mut().remove(HOP);
@@ -384,12 +389,18 @@ impl HopPlan {
         request
     }
 
-    fn note_failure(&self, asker: &Asker, link: &PeerLink, failure: HopFailure) {
+    fn note_failure(
+        &self,
+        asker: &Asker,
+        link: &PeerLink,
+        failure: HopFailure,
+        has_answered: bool,
+    ) {
         link.count_failure(failure);
-        if failure == HopFailure::Deadline {
+        if matches!(failure, HopFailure::Deadline | HopFailure::Slow) {
             link.distance.forget();
         }
-        if failure.is_silence() {
+        if failure.is_silence() && !has_answered {
             link.note_silence(self.region.settings.skip_for, asker.worker.clock.instant());
         }
         tracing::debug!(request = %asker.id, peer = %link.name, reason = failure.as_str(), "a peer gave no usable response");

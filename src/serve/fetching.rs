@@ -501,7 +501,7 @@ impl Visit {
         let Some(hit) = hit else { return Err(facts) };
         let (ttl, detail) = (hit.facts.cache_status.ttl, Some(why));
         let facts = facts.with_status(|status| CacheStatus { ttl, detail, ..status });
-        Ok(hit.with_facts(|_| facts))
+        Ok(hit.with_facts(|stored| ResponseFacts { is_purged: stored.is_purged, ..facts }))
     }
 
     /// How long to wait for upstream before a stale response is served. `None`: until

@@ -193,6 +193,8 @@ pub(crate) struct PeerLink {
     in_flight: AtomicU32,
     /// The measured round trip to it.
     pub(super) distance: Distance,
+    /// The number of its answers and acknowledgements.
+    answers: AtomicU64,
     /// The counters for the metrics.
     pub counts: PeerCounts,
 }
@@ -229,6 +231,7 @@ impl PeerLink {
             skip_until_ms: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             distance: Distance::default(),
+            answers: AtomicU64::new(0),
             counts: PeerCounts::default(),
         }
     }
@@ -255,9 +258,16 @@ impl PeerLink {
         self.skip_until_ms.load(Ordering::Relaxed) == 0
     }
 
-    /// Notes an answer, whatever it says.
+    /// Notes an answer or an acknowledgement, whatever it says.
     pub(super) fn note_answer(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
         self.skip_until_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// A number that grows with each sign of life in its responses to any worker: heads, acknowledgements, bytes of
+    /// bodies.
+    pub(super) fn signs_of_life(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed) + self.counts.bytes.load(Ordering::Relaxed)
     }
 
     /// Notes that it did not answer: it gets no request for a while.

@@ -16,7 +16,7 @@ use super::deadline::{Limits, NEVER, Timers};
 use super::health::{Event, Outcome, Trial, record};
 use super::hold::UNHELD_TIME;
 use super::http1::Http1;
-use super::http2::Share;
+use super::http2::{Http2, Share};
 use super::in_flight::InFlight;
 use super::members::{Member, Members};
 use super::pool::Pool;
@@ -146,6 +146,12 @@ impl Core {
         connections.retain(|http2| !http2.is_closed());
         let now_ms = self.timers.now_ms();
         connections.iter().find(|http2| http2.has_room(settings, now_ms)).map(Share::of)
+    }
+
+    /// The open HTTP/2 connections to a pool's members.
+    pub(super) fn http2_connections(&self, pool: &Arc<Pool>) -> Vec<Rc<Http2>> {
+        let members = self.members(&self.state(pool));
+        members.states.iter().flat_map(|state| state.http2.borrow().clone()).collect()
     }
 
     #[cfg(test)]

@@ -44,6 +44,7 @@ pub(super) struct Http2 {
     pub(super) address: Option<SocketAddr>,
     pub(super) opened_ms: u64,
     traffic: Rc<Traffic>,
+    ping_request: Rc<PingRequest>,
     /// Number of its [`Share`]s.
     pub(super) streams: Cell<usize>,
     /// A response was late, and nothing was read since its request: it gets no other request.
@@ -85,7 +86,7 @@ impl Http2 {
         let traffic = io.traffic();
         let header_bytes_max = settings.header_bytes_max;
         let pings = PingTimes::of(&settings.keep_alive);
-        let (sender, connection) = Builder::new()
+        let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -98,10 +99,14 @@ impl Http2 {
             address,
             opened_ms,
             traffic: traffic.clone(),
+            ping_request: Rc::default(),
             streams: Cell::new(0),
             is_doubtful: Cell::new(false),
         });
-        spawn_local(drive(connection, traffic, pings, Rc::downgrade(&http2)));
+        let keep_alive = connection
+            .ping_pong()
+            .map(|ping| KeepAlive::new(ping, pings, traffic, http2.ping_request.clone()));
+        spawn_local(drive(connection, keep_alive, Rc::downgrade(&http2)));
         Ok(http2)
     }
 
@@ -117,6 +122,16 @@ impl Http2 {
         let is_young =
             now_ms.saturating_sub(self.opened_ms) < whole_ms(settings.keep_alive.age_max);
         self.streams.get() < most && is_young && !self.is_doubtful.get() && !self.is_closed()
+    }
+
+    /// The bytes read from it so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.traffic.read.get()
+    }
+
+    /// Sends a PING now, unless one is in flight.
+    pub(super) fn ping(&self) {
+        self.ping_request.make();
     }
 
     /// Whether it accepts no more requests: it has ended, or the origin has announced its end.
@@ -217,11 +232,9 @@ fn poll_interims(
 /// Drives a connection until it ends, or until its origin does not answer a PING in time.
 async fn drive(
     mut connection: Connection<Io, Bytes>,
-    traffic: Rc<Traffic>,
-    pings: PingTimes,
+    mut keep_alive: Option<KeepAlive>,
     shared: Weak<Http2>,
 ) {
-    let mut keep_alive = connection.ping_pong().map(|ping| KeepAlive::new(ping, pings, traffic));
     poll_fn(|cx| {
         if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
             if let Err(error) = end {
@@ -251,28 +264,70 @@ impl PingTimes {
     }
 }
 
-/// Sends a PING when nothing was received for a while, to find out whether the origin is reachable.
+/// Asks the task that drives a connection for a PING.
+#[derive(Default)]
+struct PingRequest {
+    is_made: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl PingRequest {
+    fn make(&self) {
+        self.is_made.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether a PING was asked for since the last call. Wakes the task at the next one.
+    fn poll(&self, cx: &Context<'_>) -> bool {
+        let mut waker = self.waker.borrow_mut();
+        if waker.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        self.is_made.take()
+    }
+}
+
+/// Sends a PING when nothing was received for a while, or when it is asked for one, to find out whether the origin is
+/// reachable.
 struct KeepAlive {
     ping: PingPong,
+    request: Rc<PingRequest>,
     times: PingTimes,
     traffic: Rc<Traffic>,
     /// The number of bytes read at the last check.
     read_before: u64,
     timer: Pin<Box<Sleep>>,
+    /// A PING has no answer yet.
+    is_in_flight: bool,
+    /// The connection is closed at the next tick if the PING has no answer by then.
     awaits_pong: bool,
 }
 
 impl KeepAlive {
-    fn new(ping: PingPong, times: PingTimes, traffic: Rc<Traffic>) -> Self {
-        let timer = Box::pin(sleep(times.after));
-        Self { ping, times, read_before: traffic.read.get(), traffic, timer, awaits_pong: false }
+    fn new(
+        ping: PingPong,
+        times: PingTimes,
+        traffic: Rc<Traffic>,
+        request: Rc<PingRequest>,
+    ) -> Self {
+        let (timer, read_before) = (Box::pin(sleep(times.after)), traffic.read.get());
+        let (is_in_flight, awaits_pong) = (false, false);
+        Self { ping, request, times, read_before, traffic, timer, is_in_flight, awaits_pong }
     }
 
     /// Ready once a PING was not answered in time.
     fn poll_silent(&mut self, cx: &mut Context<'_>, is_in_use: impl Fn() -> bool) -> Poll<()> {
-        if self.awaits_pong && self.ping.poll_pong(cx).is_ready() {
-            self.awaits_pong = false;
-            self.timer.as_mut().reset(Instant::now() + self.times.after);
+        if self.is_in_flight && self.ping.poll_pong(cx).is_ready() {
+            self.is_in_flight = false;
+            if std::mem::take(&mut self.awaits_pong) {
+                self.timer.as_mut().reset(Instant::now() + self.times.after);
+            }
+        }
+        // The answer is awaited from the time on at which this connection would have got a PING anyway.
+        if self.request.poll(cx) {
+            self.send();
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));
@@ -281,12 +336,18 @@ impl KeepAlive {
             }
             let read = self.traffic.read.get();
             let is_silent = std::mem::replace(&mut self.read_before, read) == read;
-            // An error means that a PING is in flight already, or that the connection has ended.
-            self.awaits_pong =
-                is_silent && is_in_use() && self.ping.send_ping(Ping::opaque()).is_ok();
+            self.awaits_pong = is_silent && is_in_use() && self.send();
             let next = if self.awaits_pong { self.times.timeout } else { self.times.after };
             self.timer.as_mut().reset(Instant::now() + next);
         }
+    }
+}
+
+impl KeepAlive {
+    /// Sends a PING unless one is in flight. False: the connection has ended.
+    fn send(&mut self) -> bool {
+        self.is_in_flight = self.is_in_flight || self.ping.send_ping(Ping::opaque()).is_ok();
+        self.is_in_flight
     }
 }
 

@@ -69,6 +69,17 @@ impl Upstreams {
         self.0.forget_good_responses();
     }
 
+    /// Bytes read over the HTTP/2 connections of this core to the members of a pool, as long as they are open: PINGs
+    /// and their answers too.
+    pub(crate) fn bytes_read(&self, pool: &Arc<Pool>) -> u64 {
+        self.0.http2_connections(pool).iter().map(|http2| http2.bytes_read()).sum()
+    }
+
+    /// Sends a PING over each of these connections.
+    pub(crate) fn ping(&self, pool: &Arc<Pool>) {
+        self.0.http2_connections(pool).iter().for_each(|http2| http2.ping());
+    }
+
     /// Sends a request upstream and waits for the head of the response.
     ///
     /// `request` makes the head, once for each attempt; the body streams. Of the URI only path and

@@ -41,7 +41,7 @@ fn the_page_of_metrics_is_the_table() {
          that state, for each pool of the configuration.\n\n\
          Of each other node of the region and of the shields that rules name, with `peer` and `region`: `skerry_peer_requests_total`, `skerry_peer_responses_total`,\n\
          `skerry_peer_response_bytes_total`, `skerry_peer_first_byte_seconds_total` (summed over the responses),\n\
-         `skerry_peer_failures_total` with `reason` (deadline, connection, verdict, body, version, digest, key, purges, overload, upstream,\n\
+         `skerry_peer_failures_total` with `reason` (deadline, slow, connection, verdict, body, version, digest, key, purges, overload, upstream,\n\
          refused), `skerry_peer_up`, and `skerry_peer_round_trip_seconds` (smoothed; 0: not measured). A node that leaves its region\n\
          takes its series with it.\n\n\
          Of each site: `skerry_site_requests_total`, `skerry_site_responses_total` with `class`, `skerry_site_hits_total`,\n\

@@ -52,6 +52,7 @@ mod shield;
 mod sign;
 mod site_options;
 mod size;
+mod slow_peers;
 mod slow_readers;
 mod sticky;
 mod tidy;

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -261,10 +261,14 @@ pub fn clients_are_served_while_peers_fail(regions: &[&str; 3], more: &str) {
             asker.metric(&format!("skerry_peer_failures_total{{peer=\"n1\",reason=\"{reason}\""))
         };
         after("clients are served", 50);
+        let (before, stopped) = (asked("deadline"), Instant::now());
         owners[0].signal(Signal::STOP);
         after("and while an owner is stopped", 50);
-        until("which was noticed", || asked("deadline") > 0.0);
+        until("which was noticed", || asked("deadline") > before);
         until("and it is left out", || asker.metric("skerry_peer_up{peer=\"n1\"") == 0.0);
+        // The requests in flight waited for it, and then one in each `skip_for` of a second.
+        let (waited, trials) = (asked("deadline") - before, stopped.elapsed().as_secs_f64().ceil());
+        assert!(waited <= 4.0 + trials, "{waited} requests waited for a dead peer");
         owners[0].signal(Signal::CONT);
         until("it is asked again", || asker.metric("skerry_peer_up{peer=\"n1\"") == 1.0);
         owners[1].signal(Signal::KILL);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::peer::{FleetAuthority, PeerClient, ScriptedPeer, hop_to};
+use crate::harness::peer::{FleetAuthority, PeerClient, PeerReply, ScriptedPeer, hop_to};
 use crate::harness::{
     Answer, Edge, Gate, LongLink, Origin, ReceivedRequest, RedisProcess, Region, Request, Response,
     exchange, until,
@@ -407,7 +407,7 @@ impl Scripted {
     fn start(
         origin: &Origin,
         bus: &str,
-        answer: impl Fn(&http::Request<()>) -> (u16, &'static str) + Send + Sync + 'static,
+        answer: impl Fn(&http::Request<h2::RecvStream>) -> (u16, &'static str) + Send + Sync + 'static,
     ) -> Self {
         Self::start_far(Duration::ZERO, "10s", origin, bus, answer)
     }
@@ -418,18 +418,18 @@ impl Scripted {
         deadline: &str,
         origin: &Origin,
         bus: &str,
-        answer: impl Fn(&http::Request<()>) -> (u16, &'static str) + Send + Sync + 'static,
+        answer: impl Fn(&http::Request<h2::RecvStream>) -> (u16, &'static str) + Send + Sync + 'static,
     ) -> Self {
         let authority = FleetAuthority::new();
         authority.issue(&["edge", "f1"], 0);
         let digest = Arc::new(Mutex::new(String::new()));
         let received: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
-        let shield = ScriptedPeer::answering(&authority, "f1", {
+        let shield = ScriptedPeer::replying(&authority, "f1", {
             let (digest, received) = (digest.clone(), received.clone());
             move |request| {
                 if request.uri().path() == "/.well-known/skerry/announcement" {
                     let announced = announcement(&digest.lock().unwrap());
-                    return http::Response::new(announced);
+                    return PeerReply::new(200, announced);
                 }
                 let field = |name: &str| {
                     let value = request.headers().get(name);
@@ -437,10 +437,8 @@ impl Scripted {
                 };
                 received.lock().unwrap().push((field("skerry-hop"), field("skerry-purges")));
                 let (status, verdict) = answer(request);
-                let answer = http::Response::builder().status(status);
-                let answer = answer.header("skerry-hop", verdict).header("etag", "\"v1\"");
-                let answer = answer.header("cache-control", "max-age=60");
-                answer.body("of the shield".to_owned()).expect("a response")
+                let reply = PeerReply::new(status, "of the shield").field("skerry-hop", verdict);
+                reply.field("etag", "\"v1\"").field("cache-control", "max-age=60")
             }
         });
         let link = LongLink::to(shield.address.port(), delay);

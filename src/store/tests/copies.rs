@@ -101,3 +101,16 @@ async fn a_list_of_variants_is_on_disk_with_its_variants() {
         close(&here).await;
     }
 }
+
+#[tokio::test]
+async fn memory_evicts_copies_like_others() {
+    let settings = Settings { memory_bytes: 256 << 10, ..small() };
+    let here = open(&settings).await;
+    for number in 0..500 {
+        copy(&here, &format!("https://a/{number}"), &bytes(4000)).await;
+    }
+    assert!(here.stat().memory_bytes <= settings.memory_bytes);
+    let kept =
+        (0..500).filter(|number| here.in_memory(hash(&format!("https://a/{number}"))).is_some());
+    assert!((1..100).contains(&kept.count()));
+}

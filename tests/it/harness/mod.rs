@@ -11,6 +11,7 @@ pub mod link;
 pub mod markdown;
 pub mod node;
 pub mod origin;
+pub mod pair;
 pub mod peer;
 pub mod process;
 pub mod redis;

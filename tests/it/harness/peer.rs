@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response, StatusCode};
 use rustls::crypto::aws_lc_rs;
@@ -103,23 +104,53 @@ pub struct ScriptedPeer {
     _runtime: Runtime,
 }
 
+/// What a scripted peer answers to a request.
+pub struct PeerReply {
+    status: u16,
+    fields: Vec<(&'static str, String)>,
+    body: String,
+    after: Duration,
+}
+
+impl PeerReply {
+    pub fn new(status: u16, body: impl Into<String>) -> Self {
+        Self { status, fields: Vec::new(), body: body.into(), after: Duration::ZERO }
+    }
+
+    /// A fresh response that the peer has stored.
+    pub fn hit(body: impl Into<String>) -> Self {
+        Self::new(200, body).field("skerry-hop", "verdict=hit").field("cache-control", "max-age=60")
+    }
+
+    pub fn field(mut self, name: &'static str, value: &str) -> Self {
+        self.fields.push((name, value.to_owned()));
+        self
+    }
+
+    /// Sends nothing for this long.
+    pub fn after(mut self, after: Duration) -> Self {
+        self.after = after;
+        self
+    }
+}
+
 impl ScriptedPeer {
+    /// A peer that answers each path with a status and a body.
     pub fn start(
         authority: &FleetAuthority,
         name: &str,
         answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
     ) -> Self {
-        Self::answering(authority, name, move |request| {
+        Self::replying(authority, name, move |request| {
             let (status, body) = answer(request.uri().path());
-            Response::builder().status(status).body(body).expect("a response")
+            PeerReply::new(status, body)
         })
     }
 
-    /// Starts a node that answers each request as a script says.
-    pub fn answering(
+    pub fn replying(
         authority: &FleetAuthority,
         name: &str,
-        answer: impl Fn(&Request<()>) -> Response<String> + Send + Sync + 'static,
+        answer: impl Fn(&Request<RecvStream>) -> PeerReply + Send + Sync + 'static,
     ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -138,12 +169,26 @@ impl ScriptedPeer {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                     while let Some(Ok((request, mut respond))) = connection.accept().await {
-                        let request = request.map(|_| ());
-                        let (head, body) = script.0(&request).into_parts();
+                        let reply = script.0(&request);
                         script.1.lock().unwrap().push(request.uri().path().to_owned());
-                        let response = Response::from_parts(head, ());
-                        let Ok(mut stream) = respond.send_response(response, false) else { return };
-                        let _ = stream.send_data(body.into(), true);
+                        let mut response = Response::builder().status(reply.status);
+                        for (name, value) in &reply.fields {
+                            response = response.header(*name, value);
+                        }
+                        if !reply.body.is_empty() {
+                            response = response.header("content-length", reply.body.len());
+                        }
+                        let response = response.body(()).expect("a head");
+                        tokio::spawn(async move {
+                            tokio::time::sleep(reply.after).await;
+                            let is_empty = reply.body.is_empty();
+                            let Ok(mut stream) = respond.send_response(response, is_empty) else {
+                                return;
+                            };
+                            if !is_empty {
+                                let _ = stream.send_data(reply.body.into(), true);
+                            }
+                        });
                     }
                 });
             }
