@@ -469,13 +469,24 @@ async fn run_checkers(
         routing: RoutingTable::default(),
     };
     let (nodes, origins) = (fleet.node_names(), fleet.origins_of_country());
-    let (sources, groups) = (fleet.sources(), fleet.groups(scenario.fleet.canary_percent));
+    let (sources, groups) =
+        (fleet.sources(&scenario.fleet.shield), fleet.groups(scenario.fleet.canary_percent));
+    let regions = fleet.regions();
     let with_context = |act: &mut dyn FnMut(CheckContext)| {
         let facts = fleet.journal.facts();
         let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
         let (facts, origins_of_country) = (&*facts, &*origins);
-        let (nodes, sources, groups) = (&*nodes, &*sources, &*groups);
-        act(CheckContext { catalog, facts, nodes, sources, countries, origins_of_country, groups });
+        let (nodes, regions, sources, groups) = (&*nodes, &*regions, &*sources, &*groups);
+        act(CheckContext {
+            catalog,
+            facts,
+            nodes,
+            regions,
+            sources,
+            countries,
+            origins_of_country,
+            groups,
+        });
     };
     while let Some(event) = inbox.recv().await {
         with_context(&mut |context| {
@@ -541,7 +552,7 @@ async fn build_record(
         passed: verdicts.iter().all(|verdict| verdict.kept),
         totals: record::totals(&results.summaries, &facts),
         nodes: record::node_rows(&places, &results.summaries, &facts, &results.samples, end),
-        regions: regions::rows(&results.fills, &fleet.sources(), &places, &results.summaries),
+        regions: regions::rows(&results.fills, &fleet.regions(), &places, &results.summaries),
         routing: results.routing.rows(),
         origin_faults: origins::rows(&facts, fleet),
         origins: places_of_origins

@@ -36,7 +36,7 @@ impl Checker for NoHotNode {
     }
 
     fn end(&mut self, context: CheckContext) {
-        for (node, region) in context.sources.iter().enumerate() {
+        for (node, region) in context.regions.iter().enumerate() {
             let disturbed = context.disturbed(node, SECOND, self.last_at, 0);
             if region.len() < NODES_MIN || disturbed {
                 continue;

@@ -176,6 +176,11 @@ impl Observation {
         self.cache_statuses().pop()
     }
 
+    /// The `Cache-Status` of the store that the response came from. Members before it were stored with the response.
+    pub fn status_of_store(&self) -> Option<CacheStatus> {
+        self.cache_statuses().into_iter().rfind(|status| status.hit)
+    }
+
     /// Whether the node that the client asked states that it used a stored response.
     pub fn is_hit(&self) -> bool {
         self.cache_status().is_some_and(|status| status.hit)
@@ -203,8 +208,10 @@ pub struct CheckContext<'a> {
     pub facts: &'a Facts,
     /// The nodes' names.
     pub nodes: &'a [String],
-    /// For each node, the nodes whose stored responses and requests it may use: those of its region if they ask each
-    /// other, otherwise itself alone.
+    /// For each node, the nodes that keep one cache with it: those of its region if they ask each other, otherwise
+    /// itself alone.
+    pub regions: &'a [Vec<NodeId>],
+    /// For each node, the nodes whose stored responses and requests it may use: those of its region and of the shield.
     pub sources: &'a [Vec<NodeId>],
     /// The countries of clients.
     pub countries: &'a [Country],
@@ -391,9 +398,18 @@ pub(crate) mod tests {
         pub(crate) fn context(&self) -> CheckContext<'_> {
             let (catalog, facts) = (&self.catalog, &self.facts);
             let (nodes, origins_of_country) = (&self.nodes, &self.origins);
-            let (sources, groups) = (&self.sources, &self.groups);
+            let (regions, sources, groups) = (&self.sources, &self.sources, &self.groups);
             let countries = &COUNTRIES;
-            CheckContext { catalog, facts, nodes, sources, countries, origins_of_country, groups }
+            CheckContext {
+                catalog,
+                facts,
+                nodes,
+                regions,
+                sources,
+                countries,
+                origins_of_country,
+                groups,
+            }
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {

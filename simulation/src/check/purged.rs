@@ -3,7 +3,7 @@
 //! Only certain cases are reported: the upstream request started before the purge was *issued*, and
 //! the client's request was sent after the node's acknowledgement had *arrived*.
 
-use super::{CacheStatus, CheckContext, Checker, Findings, Observation};
+use super::{CheckContext, Checker, Findings, Observation};
 use crate::journal::{Fetch, Purge};
 
 /// Checks responses against purges; see the module documentation.
@@ -25,8 +25,10 @@ impl Checker for PurgedStaysPurged {
             return;
         };
         self.0.count_check();
-        let statuses = observation.cache_statuses();
-        let claims_fresh = statuses.is_empty() || statuses.iter().any(CacheStatus::claims_fresh);
+        let claims_fresh = match observation.status_of_store() {
+            Some(status) => status.claims_fresh(),
+            None => observation.cache_status().is_none(),
+        };
         if let Some(purge) = violated_purge(context, observation, fetch, claims_fresh) {
             let what = describe(purge, observation, fetch);
             self.0.report(context, observation, what);
@@ -133,7 +135,7 @@ mod tests {
         check(purge(2 * SECOND, 3 * SECOND, false), 4 * SECOND, stale, Some("hard"));
         let of_owner = "skerry; hit; ttl=9, skerry; fwd=uri-miss";
         check(purge(2 * SECOND, 3 * SECOND, true), 4 * SECOND, of_owner, Some("soft"));
-        let stale = format!("{stale}, skerry; fwd=uri-miss");
+        let stale = format!("skerry; hit; ttl=9, {stale}, skerry; fwd=uri-miss");
         check(purge(2 * SECOND, 3 * SECOND, true), 4 * SECOND, &stale, None);
     }
 

@@ -31,8 +31,8 @@ impl RegionFills {
 
 /// The requests of each region whose nodes ask each other, in the order of the regions.
 pub fn region_fills(context: CheckContext) -> Vec<RegionFills> {
-    let is_first = |node: &NodeId| context.sources[*node].first() == Some(node);
-    let has_peers = |node: &NodeId| context.sources[*node].len() > 1;
+    let is_first = |node: &NodeId| context.regions[*node].first() == Some(node);
+    let has_peers = |node: &NodeId| context.regions[*node].len() > 1;
     let regions = (0..context.nodes.len()).filter(|node| is_first(node) && has_peers(node));
     regions.map(|node| fills_of_region(context, node)).collect()
 }
@@ -46,7 +46,8 @@ struct KnownResponse<'a> {
 fn fills_of_region(context: CheckContext, node: NodeId) -> RegionFills {
     let mut fills = RegionFills { node, ..RegionFills::default() };
     let mut known: HashMap<Key<'_>, KnownResponse<'_>> = HashMap::new();
-    let is_counted = |fetch: &&Fetch| context.is_for(fetch, node) && is_whole(context, fetch);
+    let is_own = |fetch: &Fetch| fetch.node.is_some_and(|it| context.regions[node].contains(&it));
+    let is_counted = |fetch: &&Fetch| is_own(fetch) && is_whole(context, fetch);
     for fetch in context.facts.fetches.iter().filter(is_counted) {
         let key = key(context, fetch);
         let object = context.catalog.get(fetch.object);

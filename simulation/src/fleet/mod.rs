@@ -513,15 +513,28 @@ impl Fleet {
         self.nodes.iter().map(|node| node.spec.name.clone()).collect()
     }
 
-    /// For each node, the nodes whose stored responses it may use: those of its region if they ask each other,
-    /// otherwise itself alone.
-    pub fn sources(&self) -> Vec<Vec<NodeId>> {
+    /// For each node, the nodes that keep one cache with it: those of its region if they ask each other, otherwise
+    /// itself alone.
+    pub fn regions(&self) -> Vec<Vec<NodeId>> {
         let region = |node: NodeId| self.nodes[node].spec.region;
         let is_source =
             |node, other| node == other || self.has_peers && region(node) == region(other);
         let all = 0..self.nodes.len();
         let sources = |node| all.clone().filter(|other| is_source(node, *other)).collect();
         all.clone().map(sources).collect()
+    }
+
+    /// For each node, the nodes whose stored responses it may use: those of its region, and of the shield region with
+    /// this name.
+    pub fn sources(&self, shield: &str) -> Vec<Vec<NodeId>> {
+        let mut sources = self.regions();
+        let shield = region_by_name(shield);
+        for (node, of_node) in sources.iter_mut().enumerate() {
+            let all = 0..self.nodes.len();
+            let in_shield = all.filter(|other| Some(self.nodes[*other].spec.region) == shield);
+            of_node.extend(in_shield.filter(|_| Some(self.nodes[node].spec.region) != shield));
+        }
+        sources
     }
 
     /// The node with this name.

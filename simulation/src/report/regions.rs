@@ -32,7 +32,7 @@ pub struct RegionRow {
 /// A row for each region. `nodes`: the name and region of each node.
 pub fn rows(
     fills: &[RegionFills],
-    sources: &[Vec<NodeId>],
+    regions: &[Vec<NodeId>],
     nodes: &[(String, usize)],
     summaries: &[RequestSummary],
 ) -> Vec<RegionRow> {
@@ -53,7 +53,7 @@ pub fn rows(
                 origin: from(ServedFrom::Origin),
                 fills: fills.map_or(0, |fills| fills.needed),
                 repeated: fills.map_or(0, |fills| fills.repeated.len() as u64),
-                has_peers: sources[first].len() > 1,
+                has_peers: regions[first].len() > 1,
             }
         })
         .collect()
