@@ -28,6 +28,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("sitemap", control::fuzz::sitemap),
     ("bus_record", control::bus::fuzz::bus_record),
     ("peer_hop", peers::fuzz::peer_hop),
+    ("peer_purges", control::bus::fuzz::peer_purges),
     ("purge_log", purge::fuzz::purge_log),
     ("purge_requirement", purge::fuzz::purge_requirement),
     ("disk_record", store::fuzz::disk_record),

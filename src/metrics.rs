@@ -244,6 +244,8 @@ table! {
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
     Purges, Counter, "purges", "Purges applied.";
     PurgesRefused, Counter, "purges_refused", "Purges refused because the outbox was full.";
+    PurgeDeliveries, Counter, "purge_deliveries", "Calls that bring purges to another node over the peer link, or ask for its position, by outcome.", "outcome" = &["taken", "failed"];
+    DeliveriesDropped, Counter, "purge_deliveries_dropped", "Purges not kept any more for peers that have not taken them, because there were too many: such a peer purges everything softly.";
     PurgesWidened, Counter, "purges_widened", "Purges merged into a soft purge of everything because the purge table was full.";
     PurgesPruned, Counter, "purges_pruned", "Purges removed from the table because no stored response can be older.";
     PurgeLogSyncs, Counter, "purge_log_syncs", "Writes of the purge log, each with one fsync for all purges that waited.";

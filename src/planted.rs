@@ -44,13 +44,15 @@ pub(crate) enum Bug {
     UnreadIgnored,
     /// A request of another node follows any fill.
     AnyFillJoined,
+    /// An asker asks peers that lack its deliveries.
+    DeliveriesIgnored,
     /// Edge names answer nodes that are out.
     DeadNodesAnswered,
 }
 
 impl Bug {
     /// Every bug.
-    pub(crate) const ALL: [Bug; 17] = [
+    pub(crate) const ALL: [Bug; 18] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
@@ -67,6 +69,7 @@ impl Bug {
         Bug::PositionIgnored,
         Bug::UnreadIgnored,
         Bug::AnyFillJoined,
+        Bug::DeliveriesIgnored,
         Bug::DeadNodesAnswered,
     ];
 
@@ -89,6 +92,7 @@ impl Bug {
             Bug::PositionIgnored => "position-ignored",
             Bug::UnreadIgnored => "unread-ignored",
             Bug::AnyFillJoined => "any-fill-joined",
+            Bug::DeliveriesIgnored => "deliveries-ignored",
             Bug::DeadNodesAnswered => "dead-nodes-answered",
         }
     }

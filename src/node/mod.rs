@@ -8,6 +8,7 @@
 
 mod actions;
 mod alarms;
+mod deliveries;
 mod edge_nodes;
 mod fleet_view;
 mod history;
@@ -256,7 +257,8 @@ impl Node {
             .clone()
             .map(|tls| RegionPublisher::new(&config, tls, bus.table(), clock.clone()));
         if let Some(publisher) = &publisher {
-            metrics.register_collector(Box::new(PeerMetrics(publisher.region.clone())));
+            let collector = PeerMetrics(publisher.region.clone(), store.clone());
+            metrics.register_collector(Box::new(collector));
         }
         let shared = Arc::new(Shared {
             name_server,
@@ -324,6 +326,7 @@ impl Node {
         background.spawn(shared.clone().record_history());
         background.spawn(shared.clone().save_origins());
         background.spawn(shared.clone().announce_load());
+        background.spawn(shared.clone().deliver_purges());
         if let Some(publisher) = publisher {
             background.spawn(shared.clone().follow_region(publisher));
         }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use super::shared::Shared;
-use crate::peers::ANNOUNCEMENT_CALL;
+use crate::peers::{ANNOUNCEMENT_CALL, PURGES_CALL};
 use crate::serve::PeerCall;
 
 /// Answers calls as long as the node runs.
@@ -15,6 +15,11 @@ pub(super) async fn run_peer_calls(shared: Arc<Shared>, mut calls: mpsc::Receive
     while let Some(call) = calls.recv().await {
         let answer = match (&call.method, &*call.path) {
             (&Method::GET, ANNOUNCEMENT_CALL) => (StatusCode::OK, shared.own_announcement()),
+            (&Method::POST, PURGES_CALL) => {
+                // It waits for the disk. A peer sends one at a time.
+                tokio::spawn(take_purges(shared.clone(), call));
+                continue;
+            }
             _ => {
                 // A node of a later version may know more calls.
                 tracing::debug!(from = %call.from, method = %call.method, path = call.path, content = call.content.len(), "unknown call of a peer");
@@ -24,6 +29,12 @@ pub(super) async fn run_peer_calls(shared: Arc<Shared>, mut calls: mpsc::Receive
         // The peer may have gone.
         let _ = call.answer.send(answer);
     }
+}
+
+async fn take_purges(shared: Arc<Shared>, call: PeerCall) {
+    let answer = shared.bus.take_delivery(&call.from, &call.content).await;
+    // The peer may have gone; it sends them again.
+    let _ = call.answer.send(answer);
 }
 
 impl Shared {

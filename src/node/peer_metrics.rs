@@ -12,9 +12,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::labels::HopFailure;
 use crate::serve::{PeerCounts, PeerLink, SharedRegion};
+use crate::store::Store;
 
 /// Collects what was counted of each peer.
-pub(super) struct PeerMetrics(pub(super) SharedRegion);
+pub(super) struct PeerMetrics(pub(super) SharedRegion, pub(super) Store);
 
 impl fmt::Debug for PeerMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,6 +75,13 @@ impl Collector for PeerMetrics {
         for link in links() {
             let round_trip = link.round_trip().unwrap_or_default().as_secs_f64();
             ConstGauge::new(round_trip).encode(family.encode_family(&labels(link))?)?;
+        }
+        let help = "Purges that each peer has not taken yet over the peer link";
+        let mut family =
+            encoder.encode_descriptor("peer_purges_untaken", help, None, MetricType::Gauge)?;
+        for (peer, count) in self.1.purges().untaken() {
+            let labels = [("peer", &*peer)];
+            ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

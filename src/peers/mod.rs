@@ -26,6 +26,8 @@ pub(crate) use self::tls::{PeerFileError, PeerTls, check_files};
 pub(crate) const CALLS: &str = "/.well-known/skerry/";
 /// The call that asks a node for its announcement.
 pub(crate) const ANNOUNCEMENT_CALL: &str = "/.well-known/skerry/announcement";
+/// The call that brings a node purges.
+pub(crate) const PURGES_CALL: &str = "/.well-known/skerry/purges";
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

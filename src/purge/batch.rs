@@ -20,6 +20,41 @@ pub(crate) struct PurgeBatch {
     pub records: Vec<RecordPart>,
     /// The bus' cursor after these purges.
     pub cursor: Option<BusCursor>,
+    /// The records that this node delivers to its peers, which `purges` come from, in their order.
+    pub deliveries: Vec<DeliveryPart>,
+    /// The peer that has delivered these purges.
+    pub sender: Option<DeliverySender>,
+}
+
+/// A record in a batch that this node delivers to its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct DeliveryPart {
+    /// Its id.
+    pub id: PurgeId,
+    /// How many of the batch's purges it has, at least one.
+    pub count: usize,
+    /// The record.
+    pub message: Bytes,
+    /// Whether it purges everything.
+    pub is_of_everything: bool,
+}
+
+/// A peer whose deliveries this node takes.
+#[derive(Clone, Debug)]
+pub(crate) struct DeliverySender {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How far this node has taken its deliveries.
+    pub position: SenderPosition,
+}
+
+/// A position in the deliveries of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SenderPosition {
+    /// The lineage of that node's purge log.
+    pub lineage: u64,
+    /// The place of the last delivery, which is a purge sequence of that node.
+    pub place: u64,
 }
 
 /// A record of the bus in a batch.

@@ -12,8 +12,11 @@
 //!         4 OUTBOX  number (8)  text                   a message that waits for the bus
 //!         5 SENT    number (8)                         the bus has sent the message
 //!         6 HORIZON sequence (8)                       older responses count as purged
+//!         8 DELIVERY  place (8)  text                  a purge that peers get from this node
+//!         9 DELIVERY START  place (8)                  deliveries up to this place are not kept any more
+//!        10 SENDER  name  lineage (8)  place (8)       how far another node's deliveries were taken
 //! scope   0 ALL | 1 SITE text | 3 TAG hash (8) | 4 PREFIX text | 5 URL hash (16)
-//! text    length (4)  bytes
+//! text    length (4)  bytes; a name is a text in UTF-8
 //! ```
 //!
 //! All numbers are little-endian; checks are XXH3-64 (its lower half where 4 bytes). A frame's offset
@@ -25,6 +28,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::batch::SenderPosition;
 use super::table::{Causes, LatestPurges, TableScope};
 
 pub(super) const FILE_HEADER: usize = 24;
@@ -40,6 +44,9 @@ pub(super) enum LogEntry {
     Outbox(u64, Bytes),
     Sent(u64),
     Horizon(u64),
+    Delivery(u64, Bytes),
+    DeliveryStart(u64),
+    Sender(Arc<str>, SenderPosition),
 }
 
 /// How reading a log ended.
@@ -159,6 +166,17 @@ fn write_entry(out: &mut Vec<u8>, entry: &LogEntry) {
         }
         LogEntry::Sent(number) => write_number(out, 5, *number),
         LogEntry::Horizon(sequence) => write_number(out, 6, *sequence),
+        LogEntry::Delivery(place, message) => {
+            write_number(out, 8, *place);
+            write_text(out, message);
+        }
+        LogEntry::DeliveryStart(place) => write_number(out, 9, *place),
+        LogEntry::Sender(name, position) => {
+            out.push(10);
+            write_text(out, name.as_bytes());
+            out.extend_from_slice(&position.lineage.to_le_bytes());
+            out.extend_from_slice(&position.place.to_le_bytes());
+        }
     }
 }
 
@@ -211,6 +229,12 @@ pub(super) fn read_entries(payload: &[u8]) -> Option<Vec<LogEntry>> {
             4 => LogEntry::Outbox(from.number()?, Bytes::copy_from_slice(from.text()?)),
             5 => LogEntry::Sent(from.number()?),
             6 => LogEntry::Horizon(from.number()?),
+            8 => LogEntry::Delivery(from.number()?, Bytes::copy_from_slice(from.text()?)),
+            9 => LogEntry::DeliveryStart(from.number()?),
+            10 => {
+                let (name, lineage, place) = (from.string()?, from.number()?, from.number()?);
+                LogEntry::Sender(name, SenderPosition { lineage, place })
+            }
             _ => return None,
         });
     }
@@ -274,6 +298,9 @@ mod tests {
             LogEntry::Outbox(3, Bytes::from_static(b"message")),
             LogEntry::Sent(3),
             LogEntry::Horizon(1),
+            LogEntry::Delivery(9, Bytes::from_static(b"message")),
+            LogEntry::DeliveryStart(4),
+            LogEntry::Sender("edge-2".into(), SenderPosition { lineage: 7, place: 8 }),
         ]
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::position::{BusCursor, EntryId, StreamPosition};
 use super::requirement::Requirement;
-use super::{PurgeKind, PurgeSequence, PurgeTarget, Purges};
+use super::{PurgeTarget, Purges};
 use crate::labels::RequirementOutcome;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
@@ -119,46 +119,32 @@ impl Purges {
         self.place.has_stream.store(true, Ordering::Release);
     }
 
+    /// Whether this node has a purge stream, which brings purges to other nodes.
+    pub(super) fn has_stream(&self) -> bool {
+        self.place.has_stream.load(Ordering::Acquire)
+    }
+
     /// Sets the bus' position where no purges come with it.
     pub(crate) fn set_position(&self, cursor: &BusCursor) {
         self.place.move_early(cursor);
         self.place.move_late(cursor);
     }
 
-    /// The purges that another node must have before it may answer a request for `target` from its cache.
+    /// The purges of the stream that another node must have before it may answer a request for `target` from its
+    /// cache. [`Self::peer_has_purges`] tells of the others.
     ///
     /// Call it **after** the purge sequence was read with which the response will be stored, and before the
     /// request is sent. Costs a few loads.
     pub(crate) fn requirement(&self, target: &PurgeTarget<'_>) -> Requirement {
-        if !self.place.has_stream.load(Ordering::Acquire) {
-            return self.requirement_without_stream(target);
+        if !self.has_stream() {
+            return Requirement::Entries(Vec::new());
         }
         if self.unread.may_cover(target) && !planted::has(Bug::UnreadIgnored) {
-            return Requirement::OriginOnly;
-        }
-        if self.is_invalidated(target) {
             return Requirement::OriginOnly;
         }
         match self.place.early() {
             Some(position) => Requirement::Entries(vec![position]),
             None => Requirement::OriginOnly,
-        }
-    }
-
-    /// Whether the latest hard purge of the target is an invalidation by an unsafe method (RFC 9111 §4.4),
-    /// which no other node has. A later hard purge from the stream stands for both.
-    fn is_invalidated(&self, target: &PurgeTarget<'_>) -> bool {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let since = PurgeSequence(table.horizon());
-        table.verdict(target, since) == Some(PurgeKind::Invalidated)
-    }
-
-    /// Without a bus, no other node is known to have a purge of this one.
-    fn requirement_without_stream(&self, target: &PurgeTarget<'_>) -> Requirement {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        match table.may_cover(target, PurgeSequence(table.horizon())) {
-            true => Requirement::OriginOnly,
-            false => Requirement::Entries(Vec::new()),
         }
     }
 

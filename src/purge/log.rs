@@ -49,6 +49,8 @@ pub(super) struct Commit {
     pub entries: Vec<LogEntry>,
     /// Purges that are not unread any more once the entries are on disk.
     pub read: Vec<PurgeId>,
+    /// The place of the last delivery among the entries; 0: there is none.
+    pub delivered: u64,
     pub done: oneshot::Sender<Result<(), Arc<str>>>,
 }
 
@@ -162,6 +164,8 @@ impl Log {
         purges.recorder.count(Metric::PurgeLogSyncs);
         if written.is_ok() {
             commits.iter().for_each(|commit| purges.remove_read(&commit.read));
+            let delivered = commits.iter().map(|commit| commit.delivered).max();
+            purges.deliveries.note_on_disk(delivered.unwrap_or_default());
         }
         written.map_err(|error| {
             self.suspect = true;
@@ -189,6 +193,9 @@ impl Log {
         let mut out = Snapshot { file: io::BufWriter::new(file), offset: 0 };
         out.write_all(&frame::file_header(purges.lineage))?;
         out.frame(&first_entries(purges))?;
+        // Before the table: no purge may count as taken whose scopes are not in it.
+        let (deliveries, delivered) = purges.deliveries.kept().entries();
+        deliveries.chunks(ENTRIES_AT_ONCE).try_for_each(|entries| out.frame(entries))?;
         let mut after = 0;
         loop {
             let entries = purges
@@ -219,6 +226,7 @@ impl Log {
         self.offset = offset;
         self.snapshot_bytes = offset;
         self.suspect = false;
+        purges.deliveries.note_on_disk(delivered);
         Ok(())
     }
 }

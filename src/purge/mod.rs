@@ -13,11 +13,13 @@
 mod batch; // batches and their errors
 mod bus_state; // cursor and outbox in the log
 mod checkpoint; // what a stored response records
+mod deliveries; // purges that go to peers over the peer link
 mod frame; // the bytes of the log
 mod hops; // requirements of requests between nodes
 mod log; // the file and the thread that writes it
 mod open; // reading the log, maintenance
 mod outbox;
+mod peer_deliveries; // which peer has which purges
 mod position; // positions in the purge stream
 mod prefixes;
 mod requirement; // the purges that a request between nodes requires
@@ -30,10 +32,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use self::batch::{InForce, PurgeBatch, PurgeError, PurgeLogError, Purged, RecordPart};
+pub(crate) use self::batch::{
+    DeliveryPart, DeliverySender, InForce, PurgeBatch, PurgeError, PurgeLogError, Purged,
+    RecordPart, SenderPosition,
+};
 pub(crate) use self::checkpoint::Checkpoint;
+pub(crate) use self::deliveries::{DeliveryBatch, NextDelivery};
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::position::StreamPosition;
 pub(crate) use self::position::{BusCursor, EntryId};
@@ -43,6 +50,7 @@ pub(crate) use self::settings::Settings;
 pub(crate) use self::unread::PurgeId;
 
 use self::batch::ENDED;
+use self::deliveries::Deliveries;
 use self::frame::LogEntry;
 use self::hops::StreamPlace;
 use self::log::Commit;
@@ -66,6 +74,7 @@ pub(crate) struct Purges {
     bus: Mutex<BusState>,
     place: StreamPlace,
     unread: UnreadPurges,
+    deliveries: Deliveries,
     log: Option<mpsc::Sender<Commit>>,
     clock: Clock,
     recorder: Recorder,
@@ -142,14 +151,17 @@ impl Purges {
             None => None,
         };
         let read = batch.cursor.as_ref().map(|cursor| cursor.read.clone()).unwrap_or_default();
+        let _order = self.deliveries.order(&batch);
         let (purged, entries) = self.apply(batch, None)?;
+        let delivered = delivered(&entries);
         let (done, written) = oneshot::channel();
         match permit {
             _ if entries.is_empty() || self.log.is_none() => {
                 self.remove_read(&read);
+                self.deliveries.note_on_disk(delivered);
                 drop(done.send(Ok(())));
             }
-            Some(permit) => permit.send(Commit { entries, read, done }),
+            Some(permit) => permit.send(Commit { entries, read, delivered, done }),
             None => drop(done.send(Err(ENDED.into()))),
         }
         Ok(InForce { purged, written })
@@ -164,7 +176,7 @@ impl Purges {
     }
 
     /// Invalidates URLs and tags, hard (RFC 9111 §4.4). The invalidation is applied before this returns
-    /// and written to the log asynchronously; a crash before that write loses it.
+    /// and written to the log asynchronously; a crash before that write loses it. Peers get it after that write.
     ///
     /// `invalidating` is the response to the unsafe request, if it will be stored. It is newer than the
     /// invalidated responses, so its sequence becomes that of the invalidation, unless another purge
@@ -174,8 +186,10 @@ impl Purges {
         scopes: Vec<PurgeScope>,
         invalidating: Option<&mut StoredResponse>,
     ) {
+        let deliveries = self.deliveries.of_invalidation(&scopes).into_iter().collect();
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Invalidated)).collect();
-        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
+        let batch = PurgeBatch { purges, deliveries, ..PurgeBatch::default() };
+        let _order = self.deliveries.order(&batch);
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, invalidating));
         let entries = match applied {
             Ok((_, entries)) => entries,
@@ -188,12 +202,15 @@ impl Purges {
                 return notices::note(&notice, format_args!("{error}"));
             }
         };
-        if let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) {
-            self.background.spawn(async move {
-                let (done, _) = oneshot::channel();
-                // If the log has ended, that was logged.
-                let _ = log.send(Commit { entries, read: Vec::new(), done }).await;
-            });
+        let delivered = delivered(&entries);
+        let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) else {
+            return self.deliveries.note_on_disk(delivered);
+        };
+        let (done, _) = oneshot::channel();
+        let commit = Commit { entries, read: Vec::new(), delivered, done };
+        // If the log has ended, that was logged.
+        if let Err(TrySendError::Full(commit)) = log.try_send(commit) {
+            self.background.spawn(async move { drop(log.send(commit).await) });
         }
     }
 
@@ -238,6 +255,7 @@ impl Purges {
             self.place.move_early(cursor);
         }
         self.insert_unread(batch.records, &purges, &mut entries)?;
+        let first_purge = entries.len();
         let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
         let (mut sequence, mut widened) = self.apply_chunk(first, &mut entries, invalidating);
         for chunk in rest.chunks(APPLY_CHUNK) {
@@ -247,6 +265,7 @@ impl Purges {
             (sequence, widened) = (last, widened + more);
         }
         self.recorder.add(Metric::Purges, count as u64);
+        self.keep_deliveries(batch.deliveries, batch.sender, &mut entries, first_purge);
         if let Some(cursor) = &batch.cursor {
             self.set_cursor(cursor, &mut entries);
         }
@@ -313,7 +332,8 @@ impl Purges {
     async fn commit(&self, entries: Vec<LogEntry>) -> Result<(), Arc<str>> {
         let Some(log) = self.log.as_ref().filter(|_| !entries.is_empty()) else { return Ok(()) };
         let (done, written) = oneshot::channel();
-        log.send(Commit { entries, read: Vec::new(), done }).await.map_err(|_| ENDED)?;
+        let commit = Commit { entries, read: Vec::new(), delivered: 0, done };
+        log.send(commit).await.map_err(|_| ENDED)?;
         written.await.unwrap_or_else(|_| Err(ENDED.into()))
     }
 
@@ -326,6 +346,15 @@ impl Purges {
     pub(crate) fn entries(&self) -> usize {
         self.table.read().unwrap_or_else(PoisonError::into_inner).len()
     }
+}
+
+/// The place of the last delivery among the entries for the log; 0: there is none.
+fn delivered(entries: &[LogEntry]) -> u64 {
+    let place = |entry: &LogEntry| match entry {
+        LogEntry::Delivery(place, _) => Some(*place),
+        _ => None,
+    };
+    entries.iter().filter_map(place).max().unwrap_or_default()
 }
 
 fn scope_length(scope: &PurgeScope) -> usize {

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::batch::PurgeLogError;
+use super::deliveries::{Deliveries, KeptDeliveries};
 use super::frame::LogEntry;
 use super::hops::StreamPlace;
 use super::log::{Commit, Log, LogContent};
@@ -76,9 +77,10 @@ impl Purges {
         let Services { clock, recorder, background } = services;
         let mut table = PurgeTable::default();
         let mut bus = BusState::default();
+        let mut deliveries = KeptDeliveries::default();
         let mut issued = unix_us(clock.now());
         for entry in content.entries {
-            apply_entry(&mut table, &mut bus, &mut issued, entry);
+            apply_entry(&mut table, &mut bus, &mut deliveries, &mut issued, entry);
         }
         let (sender, commits) = mpsc::channel(COMMITS_MAX);
         let purges = Arc::new(Self {
@@ -90,6 +92,7 @@ impl Purges {
             bus: Mutex::new(bus),
             place: StreamPlace::default(),
             unread: UnreadPurges::default(),
+            deliveries: Deliveries::restored(deliveries),
             log: settings.directory.is_some().then_some(sender),
             clock,
             recorder,
@@ -116,6 +119,7 @@ impl Purges {
             }
         }
         self.recorder.add(Metric::PurgesPruned, pruned as u64);
+        self.prune_deliveries(horizon);
         let ceiling = self.ceiling.load(Ordering::Acquire);
         let next = now.max(self.issued.load(Ordering::Acquire)) + CEILING_AHEAD;
         if next < ceiling + CEILING_AHEAD / 4 {
@@ -139,7 +143,13 @@ async fn maintain(purges: Weak<Purges>) {
 }
 
 /// Applies one entry of a log that is being read.
-fn apply_entry(table: &mut PurgeTable, bus: &mut BusState, issued: &mut u64, entry: LogEntry) {
+fn apply_entry(
+    table: &mut PurgeTable,
+    bus: &mut BusState,
+    deliveries: &mut KeptDeliveries,
+    issued: &mut u64,
+    entry: LogEntry,
+) {
     match entry {
         LogEntry::Latest(scope, latest) => {
             // Applied purges that never reached the log have used higher sequences: skip them.
@@ -152,6 +162,10 @@ fn apply_entry(table: &mut PurgeTable, bus: &mut BusState, issued: &mut u64, ent
         LogEntry::Sent(number) => bus.remove(number),
         LogEntry::Horizon(horizon) => {
             table.prune(horizon, 0);
+            deliveries.prune(horizon);
+        }
+        entry @ (LogEntry::Delivery(..) | LogEntry::DeliveryStart(_) | LogEntry::Sender(..)) => {
+            deliveries.restore(entry);
         }
     }
 }

@@ -86,7 +86,7 @@ impl LatestPurges {
         }
     }
 
-    fn sequence(self) -> u64 {
+    pub(super) fn sequence(self) -> u64 {
         self.hard.max(self.soft)
     }
 
@@ -116,6 +116,8 @@ pub(super) struct PurgeTable {
     prefixes: BTreeMap<Arc<str>, LatestPurges>,
     /// The sequence of the latest purge of any tag.
     tag_latest: u64,
+    /// The sequence of the latest invalidation of any tag.
+    tag_invalidated: u64,
     /// Every entry but `all` by its latest sequence, oldest first. A scope that was purged again leaves
     /// its older elements behind; they are skipped.
     order: VecDeque<(u64, TableScope)>,
@@ -138,6 +140,9 @@ impl PurgeTable {
         }
         if let TableScope::Tag(_) = scope {
             self.tag_latest = self.tag_latest.max(latest.sequence());
+            if latest.causes.invalidated {
+                self.tag_invalidated = self.tag_invalidated.max(latest.hard);
+            }
         }
         if *scope != TableScope::All {
             let latest = latest.sequence();
@@ -235,6 +240,17 @@ impl PurgeTable {
     /// Whether a purge after `since` may cover a response whose tags are not known yet.
     pub(super) fn may_cover(&self, target: &PurgeTarget<'_>, since: PurgeSequence) -> bool {
         self.tag_latest > since.0 || self.verdict(target, since).is_some()
+    }
+
+    /// Whether the latest hard purge after `since` of a response whose tags are not known yet may be an
+    /// invalidation by an unsafe method (RFC 9111 §4.4). `since` is not before the horizon.
+    pub(super) fn may_be_invalidated(
+        &self,
+        target: &PurgeTarget<'_>,
+        since: PurgeSequence,
+    ) -> bool {
+        self.tag_invalidated > since.0
+            || self.verdict(target, since) == Some(PurgeKind::Invalidated)
     }
 
     /// Number of entries, not counting `all`.

@@ -137,6 +137,7 @@ impl Visit {
         let purges = self.worker.store.purges();
         let target = self.purge_target(key);
         let requirement = purges.requirement_within(&target, PURGES_AWAITED).await;
+        self.leave_out_peers(&mut targets, &target).await;
         let then = self.after_region(&region, key, &requirement);
         // No store of a peer will do for an origin-only request: its owner is not asked.
         let asks_owner = !targets.is_empty() && requirement != Requirement::OriginOnly;
@@ -183,8 +184,15 @@ impl Visit {
         if links.is_empty() && may_ask_origin {
             return AfterHop::Origin;
         }
+        let (purges, target) = (self.worker.store.purges(), self.purge_target(key));
+        let has_purges = |link: &Arc<PeerLink>| purges.peer_has_purges(&link.name, &target);
+        let own = match links.iter().all(has_purges) {
+            true => requirement.clone(),
+            // The store of a node that may lack a purge which the peer link brings will not do.
+            false => Requirement::OriginOnly,
+        };
         let received = self.received_requirement();
-        let both = received.map_or_else(|| requirement.clone(), |it| requirement.clone().and(&it));
+        let both = received.map_or_else(|| own.clone(), |it| own.clone().and(&it));
         let (region, kind) = (region.clone(), UpstreamKind::Shield);
         // This node stores what it gets.
         let content = HopContent::AsStored;
@@ -196,6 +204,18 @@ impl Visit {
     fn purge_target<'k>(&'k self, key: &'k CacheKey) -> PurgeTarget<'k> {
         let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
         PurgeTarget { site: &self.site.name, url: key.url(), tags }
+    }
+
+    /// Leaves out the peers that may lack a purge which the peer link brings. Waits briefly for the first one.
+    async fn leave_out_peers(&self, targets: &mut Vec<Arc<PeerLink>>, target: &PurgeTarget<'_>) {
+        let purges = self.worker.store.purges();
+        if let Some(owner) = targets.first()
+            && !purges.peer_has_purges(&owner.name, target)
+        {
+            // On the heap: most requests do not wait.
+            Box::pin(purges.peer_takes_purges(&owner.name, target, PURGES_AWAITED)).await;
+        }
+        targets.retain(|link| purges.peer_has_purges(&link.name, target));
     }
 
     /// `None`: the hop cannot be written.

@@ -153,11 +153,18 @@ impl Explainer {
         let region = region.load();
         let hash = found.key.hash.0 as u64;
         let target = PurgeTarget { site, url: found.key.url(), tags: &[] };
-        let is_origin_only = self.store.purges().requirement(&target) == Requirement::OriginOnly;
+        let purges = self.store.purges();
+        let is_origin_only = purges.requirement(&target) == Requirement::OriginOnly;
         let why = match region.foreseen_hop(hash, &self.plan.digest) {
             _ if is_origin_only => WhyOrigin::Purges,
             NextHop::Origin(why) => why,
-            NextHop::Peers(peers) => return json!({"to": "peer", "peers": names(&peers)}),
+            NextHop::Peers(mut peers) => {
+                peers.retain(|link| purges.peer_has_purges(&link.name, &target));
+                if !peers.is_empty() {
+                    return json!({"to": "peer", "peers": names(&peers)});
+                }
+                WhyOrigin::Purges
+            }
         };
         let Some(shield) = rule.shield() else {
             return json!({"to": "origin", "why": why.as_str()});

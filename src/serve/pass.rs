@@ -74,10 +74,30 @@ impl Visit {
         };
         let facts =
             facts.after(Some(upstream_facts(&response, &job.upstream, UpstreamKind::Origin)));
-        match self.pass_response(&job, &found, sequence, switch, Received { response, facts })? {
-            Passed::Through(answered) => Ok(answered),
+        let is_for_peers =
+            self.worker.region.is_some() && !self.invalidated(&job, &response.response).is_empty();
+        let answered = match self.pass_response(
+            &job,
+            &found,
+            sequence,
+            switch,
+            Received { response, facts },
+        )? {
+            Passed::Through(answered) => answered,
             // On the heap: most exchanges do not need the room.
-            Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await,
+            Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await?,
+        };
+        if is_for_peers {
+            Box::pin(self.wait_for_peers()).await;
+        }
+        Ok(answered)
+    }
+
+    /// Waits until the peers have applied what this request has invalidated, at most for their deadline.
+    async fn wait_for_peers(&self) {
+        if let Some(region) = &self.worker.region {
+            let limit = region.load().settings.deadline;
+            self.worker.store.purges().peers_take_deliveries(limit).await;
         }
     }
 

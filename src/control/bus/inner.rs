@@ -47,6 +47,8 @@ pub(super) struct Inner {
     pub ledger: Mutex<Ledger>,
     /// By purge id: notifies callers that wait for its receipts.
     pub purge_waiters: Mutex<HashMap<String, watch::Sender<()>>>,
+    /// The static peers, which must take each purge of a node without Redis.
+    pub static_peers: Mutex<Vec<Arc<str>>>,
     /// Limits the number of callers that wait for other nodes.
     pub wait_permits: Semaphore,
     /// The announcement of this node.
@@ -94,6 +96,11 @@ pub(super) struct Gauges {
 }
 
 impl Inner {
+    /// The static peers.
+    pub(super) fn static_peers(&self) -> MutexGuard<'_, Vec<Arc<str>>> {
+        self.static_peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells the purge table that there is a stream, and which purges the messages in the log are.
     pub(super) fn expect_stream(&self) {
         for (number, message) in self.purges.outbox_from(0, usize::MAX) {
@@ -141,10 +148,16 @@ impl Inner {
         in_force: oneshot::Sender<()>,
     ) -> Result<Purged, PurgeError> {
         self.ledger().record(record);
-        // Without a bus, no stream will ever bring it back.
-        let part = message.map(|message| record.part(&self.name, Some(message)));
-        let records = part.into_iter().collect();
-        let batch = PurgeBatch { purges: record.purges().collect(), records, cursor: None };
+        let (mut records, mut deliveries) = (Vec::new(), Vec::new());
+        match message {
+            Some(message) if self.connector.is_some() => {
+                records.push(record.part(&self.name, Some(message)));
+            }
+            Some(message) => deliveries.push(record.delivery(message)),
+            None => {}
+        }
+        let purges = record.purges().collect();
+        let batch = PurgeBatch { purges, records, deliveries, ..PurgeBatch::default() };
         let batch_in_force = match self.purges.put_in_force(batch).await {
             Ok(batch_in_force) => batch_in_force,
             Err(error) => {
@@ -182,7 +195,7 @@ impl Inner {
             record.part(&self.name, message)
         };
         let records = missing.iter().map(part).collect();
-        let batch = PurgeBatch { purges, records, cursor };
+        let batch = PurgeBatch { purges, records, cursor, ..PurgeBatch::default() };
         let in_force = self.purges.put_in_force(batch).await?;
         self.set_in_force(&missing);
         Ok(in_force)
@@ -203,7 +216,7 @@ impl Inner {
         Ok(())
     }
 
-    fn set_in_force(&self, records: &[&PurgeRecord]) {
+    pub(super) fn set_in_force(&self, records: &[&PurgeRecord]) {
         for record in records {
             let after_ms = self.since_ms(record.at_ms);
             let is_first = self.ledger().set_in_force(&record.id, after_ms);
@@ -355,7 +368,7 @@ impl Inner {
         unix_us(self.clock.now()) as f64 / 1e3
     }
 
-    fn since_ms(&self, at_ms: f64) -> f64 {
+    pub(super) fn since_ms(&self, at_ms: f64) -> f64 {
         (self.now_ms() - at_ms).max(0.0)
     }
 

@@ -167,6 +167,17 @@ impl Ledger {
         }
     }
 
+    /// Adds the receipts of a node that has all deliveries of this node up to this purge sequence, with the time
+    /// until now, which is `now_ms`.
+    pub(super) fn add_receipts_up_to(&mut self, node: &str, sequence: PurgeSequence, now_ms: f64) {
+        let known = self.known.values_mut();
+        for known in known.filter(|known| known.sequence.is_some_and(|own| own <= sequence)) {
+            let after_ms = (now_ms - known.at_ms).max(0.0);
+            let receipt = Receipt { in_force_ms: after_ms, durable_ms: after_ms };
+            known.receipts.entry(node.to_owned()).or_insert(receipt);
+        }
+    }
+
     /// The purge with this id.
     pub(super) fn get(&self, id: &str) -> Option<&KnownPurge> {
         self.known.get(id)

@@ -17,6 +17,7 @@
 pub(crate) mod fuzz;
 
 mod connection;
+mod deliveries;
 mod heartbeats;
 mod inner;
 mod ledger;
@@ -42,6 +43,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use self::deliveries::PeerPosition;
 pub(crate) use self::heartbeats::{HeartbeatAge, HeartbeatAges};
 pub(crate) use self::ledger::{KnownPurge, Receipt};
 pub(crate) use self::record::{PurgeRecord, RecordScope};
@@ -140,7 +142,7 @@ pub(crate) struct PurgeResult {
 pub(crate) struct PurgeStatus {
     /// The purge itself. `None`: this node does not remember it; Redis has only receipts.
     pub known: Option<KnownPurge>,
-    /// State of each node, by name.
+    /// State of each node, by name. Without Redis: this node and its static peers.
     pub nodes: BTreeMap<String, NodeState>,
     /// Whether the stream has the purge; otherwise it waits in the outbox. `None`: no Redis is configured.
     pub published: Option<bool>,
@@ -149,14 +151,14 @@ pub(crate) struct PurgeStatus {
 /// Why a purge was refused or is not durable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PurgeRequestError {
-    /// The record is longer than `record_bytes_max`; nothing was purged.
+    /// The record is longer than `record_bytes_max`, or than a call to a peer may be; nothing was purged.
     #[error(
-        "the purge has {length} bytes, at most {limit} are allowed (bus.record_bytes_max): split it into several purges"
+        "the purge has {length} bytes, at most {limit} are allowed (bus.record_bytes_max; 512 KiB without Redis): split it into several purges"
     )]
     TooLong {
         /// The record's length.
         length: usize,
-        /// `record_bytes_max`.
+        /// The limit.
         limit: usize,
     },
     /// The purge log refused the purge or could not write it.
@@ -199,6 +201,7 @@ impl Bus {
                 connection: Mutex::new(None),
                 ledger: Mutex::new(Ledger::new(settings.remembered_max)),
                 purge_waiters: Mutex::default(),
+                static_peers: Mutex::default(),
                 wait_permits: Semaphore::new(WAITING_MAX),
                 announcement: Mutex::new(announcement),
                 last_heartbeat: Mutex::default(),
@@ -222,6 +225,9 @@ impl Bus {
                 settings,
             }),
         };
+        if bus.inner.announcement().peer.is_some() {
+            bus.inner.clone().expect_peers();
+        }
         if bus.inner.connector.is_some() {
             bus.inner.expect_stream();
             background.spawn(reader::run(bus.inner.clone()));
@@ -246,9 +252,9 @@ impl Bus {
         let id = inner.next_id();
         let (name, at_ms) = (inner.name.clone(), inner.now_ms());
         let record = PurgeRecord::new(id.clone(), name, at_ms, request);
-        let message = inner.connector.is_some().then(|| record.to_bytes());
-        let (length, limit) =
-            (message.as_ref().map_or(0, Bytes::len), inner.settings.record_bytes_max);
+        let is_sent = inner.connector.is_some() || inner.purges.has_peers();
+        let message = is_sent.then(|| record.to_bytes());
+        let (length, limit) = (message.as_ref().map_or(0, Bytes::len), inner.record_bytes_max());
         if length > limit {
             return Err(PurgeRequestError::TooLong { length, limit });
         }
@@ -357,6 +363,11 @@ impl Bus {
             if member.announcement.has_duplicate_name {
                 let name = format!("{}{DUPLICATE_SUFFIX}", member.name);
                 nodes.insert(name, NodeState::Pending(None));
+            }
+        }
+        if self.inner.connector.is_none() {
+            for peer in &*self.inner.static_peers() {
+                nodes.entry(peer.to_string()).or_insert_with(|| state(peer, None));
             }
         }
         if table.is_incomplete {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{PurgeKind, PurgeScope};
 use crate::control::purge_request::PurgeRequest;
 use crate::control::refresh::Refresh;
-use crate::purge::{BusCursor, EntryId, PurgeId, RecordPart, StreamPosition};
+use crate::purge::{BusCursor, DeliveryPart, EntryId, PurgeId, RecordPart, StreamPosition};
 
 /// One purge, as published to all nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ pub(crate) enum RecordKind {
     Soft,
     /// See [`PurgeKind::Hard`].
     Hard,
+    /// See [`PurgeKind::Invalidated`]. Only peers get it, over the peer link; the stream does not have it.
+    Invalidated,
 }
 
 /// [`PurgeScope`] in the JSON of a record.
@@ -72,8 +74,9 @@ impl PurgeRecord {
     pub(crate) fn new(id: String, node: String, at_ms: f64, request: PurgeRequest) -> Self {
         let PurgeRequest { scopes, kind, reason, refresh } = request;
         let kind = match kind {
-            kind if kind.is_hard() => RecordKind::Hard,
-            _ => RecordKind::Soft,
+            PurgeKind::Invalidated => RecordKind::Invalidated,
+            PurgeKind::Hard => RecordKind::Hard,
+            PurgeKind::Soft | PurgeKind::Missed => RecordKind::Soft,
         };
         let scopes = scopes.into_iter().map(RecordScope::from).collect();
         Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh }
@@ -99,6 +102,11 @@ impl PurgeRecord {
         serde_json::from_slice(bytes).ok().filter(|record: &Self| record.v == VERSION)
     }
 
+    /// Whether it has this version's format, and purges something.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.v == VERSION && !self.scopes.is_empty()
+    }
+
     /// Its id in the purge table.
     pub(crate) fn purge_id(&self) -> PurgeId {
         PurgeId::of(&self.id)
@@ -108,6 +116,17 @@ impl PurgeRecord {
     pub(crate) fn part(&self, name: &str, message: Option<Bytes>) -> RecordPart {
         let (id, count) = (self.purge_id(), self.scopes.len());
         RecordPart { id, count, is_own: self.node == name, message }
+    }
+
+    /// Its part of a batch, where this node delivers it to its peers. `message`: the record.
+    pub(crate) fn delivery(&self, message: Bytes) -> DeliveryPart {
+        let (id, count) = (self.purge_id(), self.scopes.len());
+        DeliveryPart { id, count, message, is_of_everything: self.is_of_everything() }
+    }
+
+    /// Whether an unsafe method has caused it: then nobody waits for its receipts.
+    pub(crate) fn is_invalidation(&self) -> bool {
+        self.kind == RecordKind::Invalidated
     }
 
     /// Whether it purges everything.
@@ -120,6 +139,7 @@ impl PurgeRecord {
         let kind = match self.kind {
             RecordKind::Soft => PurgeKind::Soft,
             RecordKind::Hard => PurgeKind::Hard,
+            RecordKind::Invalidated => PurgeKind::Invalidated,
         };
         self.scopes.iter().cloned().map(move |scope| (scope.into(), kind))
     }

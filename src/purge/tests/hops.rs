@@ -264,15 +264,6 @@ async fn a_request_waits_for_entries_that_are_on_their_way() {
 }
 
 #[tokio::test]
-async fn without_a_bus_a_purge_covers_for_good() {
-    let node = Node::new();
-    let purges = node.open_in_memory();
-    assert_eq!(purges.requirement(&TARGET), Requirement::Entries(Vec::new()));
-    purges.purge(batch(url(URL), Soft)).await.unwrap();
-    assert_eq!(purges.requirement(&TARGET), Requirement::OriginOnly);
-}
-
-#[tokio::test]
 async fn wake_ups_are_refused_while_too_many_are_unread_and_purges_of_this_node_are_not() {
     let settings = Settings { outbox_entries_max: 1, ..Settings::default() };
     let edge = Edge::of(Node { settings, ..Node::new() }.open_in_memory());
@@ -282,24 +273,4 @@ async fn wake_ups_are_refused_while_too_many_are_unread_and_purges_of_this_node_
     assert!(matches!(refused, Err(PurgeError::OutboxFull { messages: 1, .. })));
     edge.order("own", url(URL)).await;
     edge.read(position("h", 2), "3", url(URL)).await;
-}
-
-#[tokio::test]
-async fn what_an_unsafe_method_has_invalidated_here_is_asked_of_the_origin() {
-    let edge = Edge::new();
-    let url = || PurgeScope::Url(URL.into());
-    edge.0.invalidate(vec![PurgeScope::Url("https://a.example/2".into())], None);
-    assert_ne!(edge.requirement(), Requirement::OriginOnly, "another URL");
-    edge.0.invalidate(vec![url()], None);
-    assert_eq!(edge.requirement(), Requirement::OriginOnly);
-    // No request waits for it: the stream never brings it.
-    let began = tokio::time::Instant::now();
-    let limit = std::time::Duration::from_secs(60);
-    assert_eq!(edge.0.requirement_within(&TARGET, limit).await, Requirement::OriginOnly);
-    assert!(began.elapsed() < limit / 2);
-    edge.read(position("h", 2), "soft-elsewhere", PurgeScope::Site("other".into())).await;
-    assert_eq!(edge.requirement(), Requirement::OriginOnly, "a purge of something else");
-    // A node that has this later purge has nothing from before the invalidation.
-    edge.read(position("h", 3), "hard", url()).await;
-    assert_eq!(edge.requirement(), Requirement::Entries(vec![position("h", 3)]));
 }

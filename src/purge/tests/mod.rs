@@ -1,5 +1,6 @@
 //! Purges: the table, the log, and both over restarts.
 
+mod deliveries;
 mod hops;
 
 use std::path::PathBuf;

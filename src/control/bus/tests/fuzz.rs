@@ -1,5 +1,6 @@
-//! Fuzz target: what comes over the bus.
+//! Fuzz targets: what comes over the bus, and what peers deliver.
 
+use super::deliveries::DeliveryCall;
 use super::record::{PurgeRecord, StreamCursor};
 use crate::cache::{PurgeKind, PurgeScope};
 use crate::control::purge_request::PurgeRequest;
@@ -17,6 +18,14 @@ pub(crate) fn bus_record(data: &[u8]) {
     }
     if let Some(cursor) = StreamCursor::parse(data) {
         assert_eq!(StreamCursor::parse(&cursor.to_bytes()), Some(cursor));
+    }
+}
+
+/// A call with deliveries that can be read is the same after it was written and read again.
+pub(crate) fn peer_purges(data: &[u8]) {
+    if let Some((call, lineage)) = DeliveryCall::parse(data) {
+        let written = serde_json::to_vec(&call).expect("strings and numbers are JSON");
+        assert_eq!(DeliveryCall::parse(&written), Some((call, lineage)));
     }
 }
 
