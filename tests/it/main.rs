@@ -39,6 +39,7 @@ mod origins;
 mod pages;
 mod peers;
 mod peers_coding;
+mod peers_purges;
 mod peers_region;
 mod prefetch;
 mod protocol;

@@ -21,7 +21,7 @@ pub mod victim;
 use std::time::Duration;
 
 pub use client::{Client, Request, Response, exchange, raw};
-pub use link::LongLink;
+pub use link::{CutLink, LongLink};
 pub use node::{Edge, with_defaults};
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
