@@ -63,6 +63,7 @@ pub(super) struct KeptDeliveries {
     bytes: usize,
     /// The deliveries up to this place are not kept any more, because there were too many.
     pub(super) start: u64,
+    /// How far the deliveries of other nodes were taken, and are on disk.
     pub(super) senders: HashMap<Arc<str>, SenderPosition>,
 }
 

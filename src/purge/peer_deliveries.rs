@@ -59,11 +59,17 @@ impl Purges {
         self.deliveries.kept().ids.contains(&id)
     }
 
-    /// How far this node has taken the deliveries of `sender`, in the log with this lineage. 0: none.
+    /// How far this node has taken the deliveries of `sender`, in the log with this lineage, so that they are on
+    /// disk. 0: none.
     pub(crate) fn taken_from(&self, sender: &str, lineage: u64) -> u64 {
         let kept = self.deliveries.kept();
         let position = kept.senders.get(sender).filter(|position| position.lineage == lineage);
         position.map_or(0, |position| position.place)
+    }
+
+    /// Notes that the deliveries of a batch with this sender are on disk.
+    pub(crate) fn note_taken_from(&self, sender: DeliverySender) {
+        self.deliveries.kept().take(sender.name, sender.position);
     }
 
     /// Begins to count how far a peer is.
@@ -239,7 +245,6 @@ impl Purges {
             }
         }
         if let Some(DeliverySender { name, position }) = sender {
-            kept.take(name.clone(), position);
             entries.push(LogEntry::Sender(name, position));
         }
         let dropped = kept.drop_above(ENTRIES_MAX, BYTES_MAX);

@@ -196,15 +196,18 @@ impl Inner {
         let missing = self.missing(&call.purges);
         let deliveries = missing.iter().map(|record| record.delivery(record.to_bytes()));
         let position = SenderPosition { lineage, place: call.up_to };
+        let sender = DeliverySender { name: from.into(), position };
         let batch = PurgeBatch {
             purges: missing.iter().flat_map(|record| record.purges()).collect(),
             deliveries: deliveries.collect(),
-            sender: Some(DeliverySender { name: from.into(), position }),
+            sender: Some(sender.clone()),
             ..PurgeBatch::default()
         };
         let in_force = self.purges.put_in_force(batch).await?;
         self.set_in_force(&missing);
         let sequence = in_force.durable().await?.sequence;
+        // Not before: a peer must not rely on what a crash may lose.
+        self.purges.note_taken_from(sender);
         for record in call.purges.iter().filter(|record| !record.is_invalidation()) {
             let after_ms = self.since_ms(record.at_ms);
             let mut ledger = self.ledger();

@@ -38,9 +38,12 @@ async fn order(purges: &Purges, id: &str, scope: PurgeScope) -> u64 {
 }
 
 async fn take(purges: &Purges, id: &str, name: &str, position: SenderPosition) {
-    let sender = Some(DeliverySender { name: name.into(), position });
-    let batch = PurgeBatch { deliveries: vec![part(id)], sender, ..batch(url(URL), Hard) };
-    purges.purge(batch).await.unwrap();
+    let sender = DeliverySender { name: name.into(), position };
+    let (deliveries, own) = (vec![part(id)], Some(sender.clone()));
+    let batch = PurgeBatch { deliveries, sender: own, ..batch(url(URL), Hard) };
+    let in_force = purges.put_in_force(batch).await.unwrap();
+    in_force.durable().await.unwrap();
+    purges.note_taken_from(sender);
 }
 
 /// The ids that the peer `b` gets next, and the place after them.
@@ -125,6 +128,22 @@ async fn a_peer_gets_deliveries_in_order_and_in_parts_and_none_that_came_from_it
     assert!(has(&purges), "it has what came from it");
     take(&purges, "4", "c", position).await;
     assert_eq!(next(&purges, last), None, "a known purge is no new delivery");
+}
+
+#[tokio::test]
+async fn a_position_counts_once_its_purges_are_on_disk() {
+    let node = Node::new();
+    let purges = with_peer(node.open());
+    let sender =
+        DeliverySender { name: "c".into(), position: SenderPosition { lineage: 7, place: 9 } };
+    let (deliveries, own) = (vec![part("1")], Some(sender.clone()));
+    let batch = PurgeBatch { deliveries, sender: own, ..batch(url(URL), Hard) };
+    let in_force = purges.put_in_force(batch).await.unwrap();
+    assert!(purges.has_delivery(PurgeId::of("1")));
+    assert_eq!(purges.taken_from("c", 7), 0, "a crash may lose it");
+    in_force.durable().await.unwrap();
+    purges.note_taken_from(sender);
+    assert_eq!(purges.taken_from("c", 7), 9);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The bus against a real `redis-server`: what it promises when Redis is killed, emptied, trimmed,
 //! cut off or replaced. Skipped, loudly, where there is no `redis-server`.
 
+mod deliveries;
 mod loss;
 mod members;
 mod scale;
@@ -172,6 +173,16 @@ fn settings(url: RedisUrl) -> Settings {
 
 impl Node {
     fn start(name: &str, directory: PathBuf, settings: Settings) -> Self {
+        let announcement = Announcement { software: "1".into(), ..Announcement::of_region("here") };
+        Self::start_with(name, directory, settings, announcement)
+    }
+
+    fn start_with(
+        name: &str,
+        directory: PathBuf,
+        settings: Settings,
+        announcement: Announcement,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -195,8 +206,6 @@ impl Node {
             let store_settings = store::Settings::default();
             let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
-            let announcement =
-                Announcement { software: "1".into(), ..Announcement::of_region("here") };
             let (clock, metrics) = (clock.clone(), metrics.clone());
             let name = name.to_owned();
             let parts = BusParts { name, announcement, purges, clock, metrics };
