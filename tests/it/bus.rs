@@ -50,7 +50,7 @@ fn each_planted_bug_of_purges_between_nodes_is_found() {
         ("deliveries-ignored", false),
     ] {
         let Some(fleet) = Fleet::of_peers(3, has_redis, bug) else { return };
-        let violations = run_chaos(fleet, 300);
+        let violations = run_chaos(fleet, 3000);
         assert!(!violations.is_empty(), "{bug} was not found");
     }
 }
@@ -97,7 +97,8 @@ fn run_chaos(fleet: Fleet, purges: u64) -> Vec<String> {
         "{ordered} purges acknowledged, {hits} fresh hits checked, {faults} faults, {gaps} gaps, {} violations",
         violations.len()
     );
-    assert!(hits > 0 && ordered >= purges / 2, "the run proved nothing");
+    let is_proof = hits > 0 && ordered >= purges / 2;
+    assert!(is_proof || !violations.is_empty(), "the run proved nothing");
     violations
 }
 
@@ -459,7 +460,7 @@ impl Fleet {
                 "addresses = \"127.0.0.1:0\"",
                 &format!("addresses = \"{place}\"\nannounced = \"127.0.0.1:{port}\""),
             );
-            let more = format!("{section}check_interval = \"200ms\"\n{list}");
+            let more = format!("{section}deadline = \"2s\"\ncheck_interval = \"200ms\"\n{list}");
             let redis = links.get(count + number).map(|link| link.port);
             let mut node = NodeProcess::new(&folder, number, redis, &origin, &more);
             node.bug = bug;
@@ -584,11 +585,11 @@ fn read(fleet: &Fleet, node: usize, seed: u64, is_over: &AtomicBool) -> u64 {
     hits
 }
 
-/// Orders purges at any node; how many were acknowledged.
+/// Orders purges at any node, until a promise is broken; how many were acknowledged.
 fn purge(fleet: &Fleet, number: u64, count: u64, seed: u64) -> u64 {
     let mut random = Random(seed ^ 0xabcd ^ (number << 32));
     let mut acknowledged = 0;
-    while acknowledged < count {
+    while acknowledged < count && fleet.violations.lock().unwrap().is_empty() {
         let key = random.below(KEYS);
         let at = random.below(fleet.nodes.len() as u64) as usize;
         let body =
