@@ -63,7 +63,9 @@ fn after_an_unsafe_request_no_node_of_the_region_serves_the_old_response() {
 #[test]
 fn a_stopped_owner_delays_an_unsafe_request_by_the_deadline_and_gets_the_purge_later() {
     let origin = counting_origin();
-    let Some((region, processes)) = Region::with_processes(3, &origin, "") else { return };
+    let Some((region, processes)) = Region::with_processes_in(&["here"; 3], &origin, "") else {
+        return;
+    };
     let node = &region.nodes[0];
     wait_for_peers(node, 2);
     let targets = (0..).map(|number| format!("/{number}"));
