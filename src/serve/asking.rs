@@ -191,8 +191,10 @@ impl Visit {
             // The store of a node that may lack a purge which the peer link brings will not do.
             false => Requirement::OriginOnly,
         };
-        let received = self.received_requirement();
-        let both = received.map_or_else(|| own.clone(), |it| own.clone().and(&it));
+        let both = match self.received_requirement() {
+            Some(received) => own.and(&received),
+            None => own,
+        };
         let (region, kind) = (region.clone(), UpstreamKind::Shield);
         // This node stores what it gets.
         let content = HopContent::AsStored;

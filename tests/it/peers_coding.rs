@@ -9,6 +9,8 @@ use crate::coding::{accept, decoded, html, text};
 use crate::harness::{Answer, Edge, Gate, Origin, Region, Request, Response, exchange, until};
 
 const CODINGS: [&str; 3] = ["br", "gzip", "zstd"];
+/// A node codes by itself what it copies for the first time.
+const UNCOPIED: &str = "copy_after = 0\n";
 
 /// An origin that sends text of the length that ends the target, which tells what it is about: `/a-5000`.
 fn sized(target: &str) -> Vec<u8> {
@@ -42,7 +44,7 @@ fn a_cold_region_codes_each_response_once_for_each_coding() {
     let gate = Gate::default();
     let held = gate.clone();
     let origin = Origin::start(move |request| html(sized(&request.target)).behind(&held));
-    let Some(region) = Region::start(3, &origin, "") else { return };
+    let Some(region) = Region::with_peers(3, &origin, UNCOPIED, "") else { return };
     let targets = ["/a-300000", "/b-300000", "/c-40000", "/d-40000", "/e-20000", "/f-1500000"];
     let ask = |node: &Edge, target: &str, coding: &str| {
         let answer = match coding {
@@ -71,7 +73,7 @@ fn a_cold_region_codes_each_response_once_for_each_coding() {
 #[test]
 fn clients_of_all_nodes_get_the_same_bytes_under_the_same_tag() {
     let origin = sized_origin();
-    let Some(region) = Region::start(3, &origin, "") else { return };
+    let Some(region) = Region::with_peers(3, &origin, UNCOPIED, "") else { return };
     let targets = ["/a-5000", "/b-5000", "/c-5000", "/d-200000", "/e-200000"];
     for target in targets {
         for coding in CODINGS {
@@ -103,7 +105,7 @@ fn clients_of_all_nodes_get_the_same_bytes_under_the_same_tag() {
 #[test]
 fn ranges_conditions_and_head_of_a_coded_form_are_answered_by_the_owner() {
     let origin = sized_origin();
-    let Some(region) = Region::start(2, &origin, "") else { return };
+    let Some(region) = Region::with_peers(2, &origin, UNCOPIED, "") else { return };
     for target in ["/a-5000", "/b-300000"] {
         let node = &region.nodes[asker(&region, target)];
         let whole = node.get_with(target, &["Accept-Encoding: br"]);
@@ -148,7 +150,7 @@ fn a_purge_at_a_node_covers_the_forms_of_its_peers() {
         let answer = Answer::ok(format!("{version:06}").repeat(5000)).fresh_for(3600);
         answer.header("Content-Type", "text/html").header("ETag", &format!("\"v{version}\""))
     });
-    let Some(region) = Region::start(2, &origin, "") else { return };
+    let Some(region) = Region::with_peers(2, &origin, UNCOPIED, "") else { return };
     let target = "/page";
     let node = &region.nodes[asker(&region, target)];
     let version = |coding: &str| {
@@ -181,7 +183,7 @@ fn a_coded_response_that_must_not_be_changed_passes_the_owner_as_it_is() {
         };
         answer.header("Cache-Control", "no-transform")
     });
-    let Some(region) = Region::start(2, &origin, "") else { return };
+    let Some(region) = Region::with_peers(2, &origin, UNCOPIED, "") else { return };
     let target = "/page-5000";
     let node = &region.nodes[asker(&region, target)];
     let check = |accepted: &str, coding: &str, requests: usize| {
@@ -199,7 +201,7 @@ fn a_coded_response_that_must_not_be_changed_passes_the_owner_as_it_is() {
 fn content_that_the_origin_coded_is_decoded_once_in_the_region() {
     let body = crate::coding::encoded("gzip", &text(200_000));
     let origin = Origin::start(move |_| html(body.clone()).header("Content-Encoding", "gzip"));
-    let Some(region) = Region::start(3, &origin, "") else { return };
+    let Some(region) = Region::with_peers(3, &origin, UNCOPIED, "") else { return };
     let target = "/page-200000";
     for _ in 0..2 {
         for node in &region.nodes {

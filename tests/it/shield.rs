@@ -431,6 +431,10 @@ impl Scripted {
                     let announced = announcement(&digest.lock().unwrap());
                     return PeerReply::new(200, announced);
                 }
+                // It takes no purges.
+                if request.uri().path().starts_with("/.well-known/skerry/") {
+                    return PeerReply::new(404, "");
+                }
                 let field = |name: &str| {
                     let value = request.headers().get(name);
                     value.map(|value| value.to_str().expect("text").to_owned()).unwrap_or_default()
