@@ -145,6 +145,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    ALLOCATOR.use_small_pages();
     let (arguments, matches) = cli::parsed::<Arguments>();
     let result = match arguments.command {
         Some(Command::Run { file, flags }) => {
