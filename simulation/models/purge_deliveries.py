@@ -106,7 +106,7 @@ def between(world, rule, n, m):
     sent = node.frames[: node.disk] if rule.sends == "on disk" else node.frames
     end, first = len(deliveries(sent)), node.taken[m]
     known = table(peer)
-    # What came from the peer itself is not sent back.
+    # Purges that came from the peer itself are not sent back.
     new = tuple(
         ("purge", purge, n)
         for _, purge, origin in deliveries(sent)[first:]

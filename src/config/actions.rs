@@ -26,7 +26,7 @@ pub(super) struct Actions<'a> {
     pub peers: KnownPeers,
 }
 
-/// What the configuration tells of the other nodes, which may be a shield.
+/// The facts that the configuration states about the other nodes, which may be a shield.
 pub(super) struct KnownPeers {
     /// Whether this node has peers.
     pub are_on: bool,

@@ -387,7 +387,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     config
 }
 
-/// What the file tells of other nodes. Without a bus, these are the static peers, whose regions are known if each
+/// The facts that the file states about other nodes. Without a bus, these are the static peers, whose regions are known if each
 /// is also in `[dns.nodes]`.
 fn known_peers(config: &Config, flags: &Flags, has_bus: bool) -> KnownPeers {
     let listed = |name: &str| config.dns.nodes.iter().find(|node| *node.name == *name);

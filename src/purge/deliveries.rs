@@ -87,7 +87,7 @@ pub(crate) struct DeliveryBatch {
     pub messages: Vec<Bytes>,
 }
 
-/// What a peer gets next.
+/// The next delivery for a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NextDelivery {
     /// It has everything that is on disk here.
@@ -99,7 +99,7 @@ pub(crate) enum NextDelivery {
 }
 
 impl Deliveries {
-    /// What was read from the log.
+    /// The content that was read from the log.
     pub(super) fn restored(kept: KeptDeliveries) -> Self {
         let on_disk = AtomicU64::new(kept.last_place());
         Self { kept: Mutex::new(kept), on_disk, ..Self::default() }

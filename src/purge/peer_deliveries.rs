@@ -1,4 +1,4 @@
-//! What the node does with its deliveries: which peer may be asked for a key, what each peer gets next, and what
+//! The node's use of its deliveries: which peer may be asked for a key, what each peer gets next, and what
 //! is taken from other nodes.
 
 use std::sync::atomic::Ordering;

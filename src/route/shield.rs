@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub(crate) struct Shield {
     /// Names of regions, 1 to [`Shield::REGIONS_MAX`]. The first one with a node that answers is the shield.
     pub regions: Vec<Arc<str>>,
-    /// What is done while none of them answers.
+    /// The policy while none of them answers.
     pub when_gone: ShieldGone,
 }
 
@@ -16,7 +16,7 @@ impl Shield {
     pub(crate) const REGIONS_MAX: usize = 4;
 }
 
-/// What a node does while no region of a shield answers.
+/// The policy of a node while no region of a shield answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ShieldGone {
     /// Asks the origin itself.

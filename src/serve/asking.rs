@@ -42,7 +42,7 @@ pub(super) struct HopPlan {
     pub kind: UpstreamKind,
     region: Arc<Region>,
     targets: Vec<Arc<PeerLink>>,
-    /// What follows if none of them answers.
+    /// The next step if none of them answers.
     then: AfterHop,
     /// With the scheme and authority of the client's request.
     uri: Uri,
@@ -63,7 +63,7 @@ pub(super) enum HopContent {
     Relayed,
 }
 
-/// What follows if no peer of a plan answers.
+/// The next step if no peer of a plan answers.
 #[derive(Clone)]
 pub(super) enum AfterHop {
     /// The origin is asked.
@@ -166,7 +166,7 @@ impl Visit {
         }
     }
 
-    /// What follows the nodes of this region. `requirement`: the purges that this node has in force; the
+    /// The next step after the nodes of this region. `requirement`: the purges that this node has in force; the
     /// requirement that came with the request must be met, too.
     fn after_region(
         &self,
@@ -202,7 +202,7 @@ impl Visit {
         self.hop_plan(leg, key, &both).map_or(then, AfterHop::Peers)
     }
 
-    /// What purges of this key cover. As long as the response is unknown, a purge of any tag may cover it.
+    /// The target of purges that cover this key. As long as the response is unknown, a purge of any tag may cover it.
     fn purge_target<'k>(&'k self, key: &'k CacheKey) -> PurgeTarget<'k> {
         let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
         PurgeTarget { site: &self.site.name, url: key.url(), tags }

@@ -169,7 +169,7 @@ impl Job {
                 lead.fail(FillFailure::Status(status));
                 report(ExchangeOutcome::UpstreamError(status));
             }
-            // The owner of the region stores it. What a shield stores is stored in each region, too.
+            // The owner of the region stores it. A response that a shield stores is stored in each region, too.
             Disposition::Store(stored)
                 if let (Some(verdict), UpstreamKind::Peer) = (verdict, kind) =>
             {

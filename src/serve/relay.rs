@@ -64,7 +64,7 @@ impl Visit {
     }
 
     /// Forwards a request that shares no other one's response: to the peers that stand before the origin, if the rule
-    /// has a shield, so that only that asks the origin. What is known to be uncacheable goes to the origin.
+    /// has a shield, so that only that asks the origin. Requests that are known to be uncacheable go to the origin.
     pub(super) fn forward_alone(&self, reason: Reason, found: LookupResult) -> Passing<'_> {
         let is_cacheable = || !self.worker.fills.is_uncacheable(found.hash);
         match self.shield().is_some() && !self.leaves_peers_out && is_cacheable() {

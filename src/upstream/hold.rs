@@ -101,7 +101,7 @@ impl HeldContent {
         (!self.data.is_empty()).then_some(self.until_ms)
     }
 
-    /// What has arrived, to be passed on before the rest.
+    /// The content that has arrived, to be passed on before the rest.
     pub(super) fn into_part(self) -> Bytes {
         self.data.freeze()
     }

@@ -204,7 +204,7 @@ impl ResponseBody {
         held.is_whole
     }
 
-    /// What has arrived of a response that was held for as long as it may be. `None`: it may still be held.
+    /// The arrived part of a response that was held for as long as it may be. `None`: it may still be held.
     fn take_unheld(&self, held: &mut Option<HeldContent>) -> Option<Bytes> {
         let end_ms = held.as_ref()?.end_ms()?;
         if self.deadline.now_ms() < end_ms || self.limits.total_passed(&self.deadline) {

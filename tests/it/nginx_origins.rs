@@ -81,7 +81,7 @@ fn nginx_behind_a_unix_socket_is_an_origin_like_any() {
     assert!(detail.starts_with("cannot connect to unix:"), "{line}");
 }
 
-/// What nginx sees of the client, for each version of the header.
+/// The client as nginx sees it, for each version of the header.
 const SEEN: &str = "location / { return 200 \"$proxy_protocol_addr $proxy_protocol_port \
      $proxy_protocol_server_addr $proxy_protocol_server_port\"; }";
 

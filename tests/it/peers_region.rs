@@ -1,7 +1,7 @@
 //! A region of nodes as one cache: who fetches what from the origin, and what clients get of it. Skipped without
 //! `redis-server`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::harness::{
-    Answer, Client, Edge, Gate, Origin, Random, Region, Request, Response, exchange, until,
+    Answer, Client, Edge, Gate, Origin, Random, Region, Request, Response, held_origin, until,
 };
 
 /// The target of an object that another node than the first owns, and the position of its owner.
@@ -27,35 +27,12 @@ fn hop_of(answer: &Response) -> usize {
 #[test]
 fn a_cold_region_fetches_each_object_once() {
     let gate = Gate::default();
-    let held = gate.clone();
-    let origin = Origin::start(move |request| {
-        Answer::ok(format!("body of {}", request.target)).fresh_for(60).behind(&held)
-    });
+    let origin = held_origin(&gate);
     let Some(region) = Region::start(3, &origin, "") else { return };
-    let targets: Vec<String> = (0..12).map(|number| format!("/{number}")).collect();
-    std::thread::scope(|scope| {
-        for target in &targets {
-            for node in &region.nodes {
-                for _ in 0..2 {
-                    let at = node.http;
-                    scope.spawn(move || {
-                        let answer = exchange(at, "edge.test", target, &[]);
-                        assert_eq!(answer.status, 200, "{answer:?}");
-                        assert_eq!(answer.text(), format!("body of {target}"));
-                    });
-                }
-            }
-        }
-        origin.wait_for_requests(targets.len());
-        gate.open();
-    });
-    let mut asked: HashMap<String, usize> = HashMap::new();
-    origin.received().into_iter().for_each(|it| *asked.entry(it.target).or_default() += 1);
-    assert_eq!(asked.len(), targets.len());
-    assert!(asked.values().all(|count| *count == 1), "{asked:?}");
+    region.fetches_once(&origin, &gate, 12, 2);
     let answer = region.nodes[0].get("/0");
     assert!(answer.is_hit(), "at one of the nodes: {answer:?}");
-    assert_eq!(origin.request_count(), targets.len());
+    assert_eq!(origin.request_count(), 12);
 }
 
 #[test]

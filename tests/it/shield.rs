@@ -1,7 +1,6 @@
 //! A shield region before the origin: the way of a request, what happens while the shield is gone, and that no purge is
 //! undone on the way. Most tests need `redis-server`, and are skipped without it.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde_json::Value;
 use crate::harness::peer::{FleetAuthority, PeerClient, PeerReply, ScriptedPeer, hop_to};
 use crate::harness::{
     Answer, Edge, Gate, LongLink, Origin, ReceivedRequest, RedisProcess, Region, Request, Response,
-    exchange, until,
+    exchange, held_origin, until,
 };
 use crate::peers_region::clients_are_served_while_peers_fail;
 
@@ -27,7 +26,7 @@ fn of_another(region: &Region) -> (String, usize, usize) {
     (target, owner, shield)
 }
 
-/// What a node has asked for each of its last answers, such as `shield:n2`.
+/// The server that a node asked for each of its last answers, such as `shield:n2`.
 fn asked(node: &Edge, lines: usize) -> Vec<String> {
     let lines = node.log(lines);
     let names = lines.iter().filter_map(|line| line["upstream"].as_str());
@@ -47,30 +46,9 @@ fn head(node: &Edge, target: &str) -> Response {
 #[test]
 fn a_cold_fleet_fetches_each_object_once() {
     let gate = Gate::default();
-    let held = gate.clone();
-    let origin = Origin::start(move |request| {
-        Answer::ok(format!("body of {}", request.target)).fresh_for(60).behind(&held)
-    });
+    let origin = held_origin(&gate);
     let Some(region) = Region::start_in(&REGIONS, &origin, SHIELD) else { return };
-    let targets: Vec<String> = (0..8).map(|number| format!("/{number}")).collect();
-    std::thread::scope(|scope| {
-        for target in &targets {
-            for node in &region.nodes {
-                let at = node.http;
-                scope.spawn(move || {
-                    let answer = exchange(at, "edge.test", target, &[]);
-                    assert_eq!(answer.status, 200, "{answer:?}");
-                    assert_eq!(answer.text(), format!("body of {target}"));
-                });
-            }
-        }
-        origin.wait_for_requests(targets.len());
-        gate.open();
-    });
-    let mut asked: HashMap<String, usize> = HashMap::new();
-    origin.received().into_iter().for_each(|it| *asked.entry(it.target).or_default() += 1);
-    assert_eq!(asked.len(), targets.len());
-    assert!(asked.values().all(|count| *count == 1), "{asked:?}");
+    region.fetches_once(&origin, &gate, 8, 1);
 }
 
 #[test]

@@ -165,7 +165,7 @@ pub enum ServedFrom {
 }
 
 impl Observation {
-    /// What each cache on the way says of the response; see [`CacheStatus::read_all`].
+    /// The words of each cache on the way about the response; see [`CacheStatus::read_all`].
     pub fn cache_statuses(&self) -> Vec<CacheStatus> {
         let field = self.outcome.as_ref().ok().and_then(|answer| answer.cache_status.as_deref());
         field.map(CacheStatus::read_all).unwrap_or_default()
@@ -186,7 +186,7 @@ impl Observation {
         self.cache_status().is_some_and(|status| status.hit)
     }
 
-    /// Where the response came from. `None`: there is no response.
+    /// The source of the response. `None`: there is no response.
     pub fn served_from(&self) -> Option<ServedFrom> {
         let answer = self.outcome.as_ref().ok()?;
         let statuses = self.cache_statuses();

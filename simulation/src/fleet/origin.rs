@@ -335,7 +335,7 @@ impl Drop for FetchRecorder {
 /// A response body whose bytes are generated while it is sent.
 struct OriginBody {
     source: Source,
-    /// Where the body breaks off.
+    /// The place at which the body breaks off.
     cut_at: Option<u64>,
     recorder: Option<FetchRecorder>,
 }

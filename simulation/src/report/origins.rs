@@ -42,7 +42,7 @@ impl RoutingTable {
     }
 }
 
-/// What nodes did about an origin that failed.
+/// The reaction of the nodes to an origin that failed.
 #[derive(Debug, Serialize)]
 pub struct OriginFaultRow {
     /// The fault.

@@ -31,7 +31,7 @@ pub struct RunRecord {
     pub regions: Vec<RegionRow>,
     /// The origins that served the clients of each country.
     pub routing: Vec<RoutingRow>,
-    /// What nodes did about origins that failed.
+    /// The reactions of the nodes to origins that failed.
     pub origin_faults: Vec<OriginFaultRow>,
     /// The locations of the origins.
     pub origins: Vec<PlaceRow>,

@@ -167,7 +167,7 @@ impl<'de> Deserialize<'de> for EntryUrl {
 fn entry_url<E: Error>(url: &str) -> Result<EntryUrl, E> {
     let expected = || E::custom(format!("expected {}, found {url:?}", Origin::EXPECTED));
     let origin = Origin::parse(url).ok_or_else(expected)?;
-    // Whoever writes the list must not reach the sockets of this machine, such as that of a container runtime.
+    // The author of the list must not reach the sockets of this machine, such as that of a container runtime.
     if origin.socket.is_some() {
         return Err(E::custom("a list names no Unix sockets: list them in the configuration"));
     }

@@ -33,7 +33,7 @@ pub(crate) enum CredentialsSource {
     /// The metadata service of the cloud instance that the node runs on (IMDSv2). They are got again before they
     /// expire.
     Instance {
-        /// Where the service listens.
+        /// The address at which the service listens.
         endpoint: SocketAddr,
     },
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, if set, `AWS_SESSION_TOKEN`.

@@ -26,7 +26,7 @@ pub use node::{Edge, with_defaults};
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
 pub use redis::RedisProcess;
-pub use region::Region;
+pub use region::{Region, held_origin};
 
 /// Polls a condition until it holds. `what` describes it.
 ///

@@ -104,7 +104,7 @@ pub struct ScriptedPeer {
     _runtime: Runtime,
 }
 
-/// What a scripted peer answers to a request.
+/// The answer of a scripted peer to a request.
 pub struct PeerReply {
     status: u16,
     fields: Vec<(&'static str, String)>,

@@ -5,7 +5,15 @@ use tempfile::TempDir;
 
 use super::peer::FleetAuthority;
 use super::redis::RedisProcess;
-use super::{Edge, Origin, Process, until};
+use super::{Answer, Edge, Gate, Origin, Process, exchange, until};
+
+/// An origin with a fresh response for each target, which it holds back until the gate opens.
+pub fn held_origin(gate: &Gate) -> Origin {
+    let held = gate.clone();
+    Origin::start(move |request| {
+        Answer::ok(format!("body of {}", request.target)).fresh_for(60).behind(&held)
+    })
+}
 
 /// Nodes that ask each other. Their names are `n0`, `n1` and so on.
 pub struct Region {
@@ -61,6 +69,31 @@ impl Region {
         let processes = regions.iter().enumerate().skip(1).map(start).collect();
         region.wait_until_met(regions.len());
         Some((region, processes))
+    }
+
+    /// Asks all nodes at once for `count` targets, each `times` times, and checks that the origin (see [`held_origin`]) is
+    /// asked once for each.
+    pub fn fetches_once(&self, origin: &Origin, gate: &Gate, count: usize, times: usize) {
+        let targets: Vec<String> = (0..count).map(|number| format!("/{number}")).collect();
+        let requests = || targets.iter().flat_map(|target| vec![target; times]);
+        std::thread::scope(|scope| {
+            for node in &self.nodes {
+                for target in requests() {
+                    scope.spawn(move || {
+                        let answer = exchange(node.http, "edge.test", target, &[]);
+                        assert_eq!(answer.status, 200, "{answer:?}");
+                        assert_eq!(answer.text(), format!("body of {target}"));
+                    });
+                }
+            }
+            origin.wait_for_requests(count);
+            gate.open();
+        });
+        let mut asked: Vec<String> = origin.received().into_iter().map(|it| it.target).collect();
+        asked.sort();
+        let mut expected = targets.clone();
+        expected.sort();
+        assert_eq!(asked, expected);
     }
 
     /// Redis, and certificates for `count` nodes.
