@@ -26,6 +26,7 @@ mod saved_origins;
 mod shared;
 mod shown_tags;
 mod sources;
+mod state_file;
 mod workers;
 
 use std::io;

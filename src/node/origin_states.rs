@@ -2,13 +2,14 @@
 //! the start and written by each call that changes it.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::shared::Shared;
+use super::state_file;
 use crate::config;
 use crate::control::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::upstream::{
@@ -123,11 +124,7 @@ fn write(pools: &Pools, file: &Path) -> io::Result<()> {
             kept.insert(pool.name().to_string(), origins.into());
         }
     }
-    let next = file.with_extension("json.new");
-    let mut written = File::create(&next)?;
-    writeln!(written, "{:#}", Value::from(kept))?;
-    written.sync_all()?;
-    fs::rename(&next, file)
+    state_file::replace(file, &format!("{:#}", Value::from(kept)))
 }
 
 /// The name of the file in the data directory.

@@ -7,8 +7,8 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::shared::Shared;
+use super::state_file;
 use crate::clock::unix_ms;
 use crate::upstream::{Origin, Pools, SavedAnswer};
 
@@ -93,7 +94,7 @@ impl Shared {
         let written = match text {
             // A node without sources has no file.
             None => remove(&path),
-            Some(text) => write(&path, &text),
+            Some(text) => state_file::replace(&path, &text),
         };
         if let Err(error) = written {
             tracing::warn!(
@@ -124,16 +125,6 @@ fn parse(text: &[u8]) -> Result<BTreeMap<String, Vec<AnswerText>>, String> {
     }
     let file: FileText = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     Ok(file.pools)
-}
-
-/// Replaces the file: after a crash it is the old one or the new one.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let next = path.with_extension("json.new");
-    let mut written = File::create(&next)?;
-    writeln!(written, "{text}")?;
-    written.sync_all()?;
-    fs::rename(&next, path)?;
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 fn remove(path: &Path) -> io::Result<()> {
