@@ -285,7 +285,7 @@ impl HopPlan {
     /// has answered, and the origin is asked.
     ///
     /// # Errors
-    /// None has answered, and the origin must not be asked.
+    /// No peer has answered, and the origin must not be asked.
     pub(super) async fn ask(
         &self,
         asker: &Asker,

@@ -74,15 +74,10 @@ impl Visit {
         };
         let facts =
             facts.after(Some(upstream_facts(&response, &job.upstream, UpstreamKind::Origin)));
-        let is_for_peers =
-            self.worker.region.is_some() && !self.invalidated(&job, &response.response).is_empty();
-        let answered = match self.pass_response(
-            &job,
-            &found,
-            sequence,
-            switch,
-            Received { response, facts },
-        )? {
+        let invalid = self.invalidated(&job, &response.response);
+        let is_for_peers = self.worker.region.is_some() && !invalid.is_empty();
+        let received = Received { response, facts, invalid };
+        let answered = match self.pass_response(&job, &found, sequence, switch, received)? {
             Passed::Through(answered) => answered,
             // On the heap: most exchanges do not need the room.
             Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await?,
@@ -179,7 +174,7 @@ impl Visit {
         found: &LookupResult,
         sequence: PurgeSequence,
         switch: Option<Box<ProtocolSwitch>>,
-        Received { mut response, mut facts }: Received,
+        Received { mut response, mut facts, invalid }: Received,
     ) -> Result<Passed, Box<PathError>> {
         // RFC 5861 §4, also for uncollapsed requests.
         if cache::decide::is_upstream_error(response.response.status()) {
@@ -188,7 +183,6 @@ impl Visit {
                 Err(unchanged) => facts = unchanged,
             }
         }
-        let invalid = self.invalidated(job, &response.response);
         if switch.is_some() || self.is_call() {
             self.invalidate(invalid, None);
             if let Some(ProtocolSwitch { client, .. }) = switch.map(|switch| *switch)
@@ -369,6 +363,8 @@ impl Visit {
 struct Received {
     response: UpstreamResponse,
     facts: ResponseFacts,
+    /// The stored responses that it invalidates.
+    invalid: Vec<PurgeScope>,
 }
 
 /// What is done with the response to an uncollapsed request.

@@ -71,7 +71,7 @@ pub(crate) struct Store {
     objects: Arc<Objects>,
 }
 
-/// Whose response a variant is that was added to a list.
+/// The source of a variant that was added to a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NewVariant {
     /// One that this node has fetched from the origin.
