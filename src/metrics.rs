@@ -227,6 +227,7 @@ table! {
     PeerCopies, Counter, "peer_copies", "Responses of the owners of hot keys that were or were not copied into memory, by outcome.",
         "outcome" = CopyOutcome::WORDS;
     PeerCopyHits, Counter, "peer_copy_hits", "Requests answered from copies of other nodes' responses.";
+    PeerCopiesDisplaced, Counter, "peer_copies_displaced", "Copies of other nodes' responses that left memory because copies had reached their sixteenth of it.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";
     RateTableFull, Counter, "rate_table_full", "Clients not rate-limited because the table of clients was full.";

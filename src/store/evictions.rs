@@ -16,6 +16,7 @@ use super::disks::Disks;
 use super::piece::Piece;
 use super::piece_key::{PieceHasher, PieceKey};
 use super::record::{Record, disk_state};
+use super::share::MemoryShare;
 use super::sites::Sites;
 use crate::cache::{Form, VaryList};
 use crate::metrics::{Metric, Recorder};
@@ -24,6 +25,8 @@ use crate::metrics::{Metric, Recorder};
 pub(super) struct Evictions {
     disks: Disks,
     sites: Arc<Sites>,
+    /// The part of memory that copies may use.
+    pub copies: MemoryShare,
     body_bytes: Arc<BodyBytes>,
     recorder: Recorder,
     /// Collects the pieces while memory is emptied for a stop.
@@ -37,12 +40,14 @@ impl Evictions {
     pub(super) fn new(
         disks: Disks,
         sites: Arc<Sites>,
+        copies: MemoryShare,
         body_bytes: Arc<BodyBytes>,
         recorder: Recorder,
     ) -> Self {
         Self {
             disks,
             sites,
+            copies,
             body_bytes,
             recorder,
             all: Mutex::default(),
@@ -109,7 +114,10 @@ impl EventListener for Evictions {
 
     fn on_leave(&self, reason: Event, key: &PieceKey, piece: &Piece) {
         if let Some(site) = piece.site(&self.sites) {
-            site.left(key, piece.weight());
+            site.memory.left(key, piece.weight());
+        }
+        if piece.is_copy() {
+            self.copies.left(key, piece.weight());
         }
         self.body_bytes.left(piece);
         if reason != Event::Evict {

@@ -31,6 +31,7 @@ mod piece_key; // the keys of the tiers
 mod read; // stored bodies
 mod record; // stored responses and variant lists
 mod settings;
+mod share;
 mod sites; // usage and limits of each site
 mod space; // checks that the disk cache fits its file systems
 mod stat;

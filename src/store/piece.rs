@@ -64,6 +64,11 @@ impl Piece {
         }
     }
 
+    /// Whether it is a copy of another node's response, or a form of one.
+    pub(super) fn is_copy(&self) -> bool {
+        matches!(self, Self::Record(Record::Response(head)) if head.is_copy())
+    }
+
     /// The body bytes in it.
     pub(super) fn body_bytes(&self) -> usize {
         match self {

@@ -5,12 +5,11 @@
 //! limit writes nothing until some of its pieces are overwritten. The limits of the other sites
 //! guarantee each site its minimum (docs/decisions/0012-shares-cap-sites.md).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::piece_key::PieceKey;
 use super::settings::Settings;
+use super::share::{MemoryShare, Usage};
 use super::stat::SiteStat;
 
 /// The sites that have stored something, up to [`Settings::sites_max`].
@@ -22,46 +21,12 @@ pub(super) struct Sites {
 /// One site.
 pub(super) struct Site {
     pub name: Arc<str>,
-    memory: Usage,
+    /// Its pieces in memory.
+    pub memory: MemoryShare,
     /// The census' estimate, plus what was written since.
     disk: Usage,
     /// `None`: no limit.
-    memory_bytes_max: Option<u64>,
     disk_bytes_max: Option<u64>,
-    /// The keys of its pieces in memory, oldest first, if it has a limit. Some may have left.
-    oldest: Mutex<VecDeque<PieceKey>>,
-}
-
-/// Bytes and stored responses.
-#[derive(Default)]
-struct Usage {
-    bytes: AtomicU64,
-    objects: AtomicU64,
-}
-
-impl Usage {
-    fn add(&self, bytes: u64, is_head: bool) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.objects.fetch_add(u64::from(is_head), Ordering::Relaxed);
-    }
-
-    fn take(&self, bytes: u64, is_head: bool) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.objects.fetch_sub(u64::from(is_head), Ordering::Relaxed);
-    }
-
-    fn set(&self, bytes: u64, objects: u64) {
-        self.bytes.store(bytes, Ordering::Relaxed);
-        self.objects.store(objects, Ordering::Relaxed);
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    fn objects(&self) -> u64 {
-        self.objects.load(Ordering::Relaxed)
-    }
 }
 
 /// By site: bytes and stored responses on the disks.
@@ -113,40 +78,10 @@ impl Site {
         let share = |bytes: u64| (percent < 100).then(|| bytes / 100 * u64::from(percent));
         Self {
             name: name.into(),
-            memory: Usage::default(),
+            memory: MemoryShare::new(share(settings.memory_bytes)),
             disk: Usage::default(),
-            memory_bytes_max: share(settings.memory_bytes),
             disk_bytes_max: share(settings.directories.iter().map(|it| it.bytes).sum()),
-            oldest: Mutex::default(),
         }
-    }
-
-    /// A piece of this weight in bytes enters memory.
-    pub(super) fn entered(&self, key: &PieceKey, weight: usize) {
-        self.memory.add(weight as u64, key.is_head());
-        if self.memory_bytes_max.is_some() {
-            self.oldest().push_back(*key);
-        }
-    }
-
-    /// A piece of this weight in bytes leaves memory.
-    pub(super) fn left(&self, key: &PieceKey, weight: usize) {
-        self.memory.take(weight as u64, key.is_head());
-    }
-
-    /// The next piece that must leave memory; never the newest.
-    pub(super) fn surplus(&self, is_there: impl Fn(&PieceKey) -> bool) -> Option<PieceKey> {
-        let max = self.memory_bytes_max?;
-        let mut oldest = self.oldest();
-        if self.memory.bytes() > max && oldest.len() > 1 {
-            return oldest.pop_front();
-        }
-        // Drop the keys of pieces that have left already.
-        let pieces_max = max as usize / PIECE_BYTES_LEAST;
-        if oldest.len() > QUEUE_LEAST.max(pieces_max) {
-            oldest.retain(|key| is_there(key));
-        }
-        None
     }
 
     /// A piece of this size in bytes was written to disk.
@@ -159,16 +94,12 @@ impl Site {
         self.disk_bytes_max.is_some_and(|max| self.disk.bytes() >= max)
     }
 
-    fn oldest(&self) -> MutexGuard<'_, VecDeque<PieceKey>> {
-        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn stat(&self) -> SiteStat {
         SiteStat {
             site: self.name.clone(),
-            memory_bytes: self.memory.bytes(),
-            memory_objects: self.memory.objects(),
-            memory_bytes_max: self.memory_bytes_max,
+            memory_bytes: self.memory.used.bytes(),
+            memory_objects: self.memory.used.objects(),
+            memory_bytes_max: self.memory.bytes_max,
             disk_bytes: self.disk.bytes(),
             disk_objects: self.disk.objects(),
             disk_bytes_max: self.disk_bytes_max,
@@ -184,6 +115,3 @@ impl std::fmt::Debug for Site {
 
 /// The name of the common entry.
 const OTHERS: &str = "(others)";
-/// The minimum weight of a piece in memory.
-const PIECE_BYTES_LEAST: usize = 512;
-const QUEUE_LEAST: usize = 1024;

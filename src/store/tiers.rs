@@ -25,9 +25,10 @@ use super::piece::Piece;
 use super::piece_key::{ObjectId, PieceHasher, PieceKey};
 use super::record::{Record, StoredHead, disk_state};
 use super::settings::{Admission, Settings};
+use super::share::MemoryShare;
 use super::sites::{Site, Sites};
 use crate::cache::KeyHash;
-use crate::metrics::Recorder;
+use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug};
 
 /// Memory and disks.
@@ -53,8 +54,14 @@ impl Tiers {
         body_bytes: Arc<BodyBytes>,
         (background, recorder): (Handle, Recorder),
     ) -> Self {
-        let evictions =
-            Evictions::new(disks.clone(), sites.clone(), body_bytes.clone(), recorder.clone());
+        let copies = MemoryShare::new(Some(settings.memory_bytes / COPIES_SHARE));
+        let evictions = Evictions::new(
+            disks.clone(),
+            sites.clone(),
+            copies,
+            body_bytes.clone(),
+            recorder.clone(),
+        );
         let evictions = Arc::new(evictions);
         Self {
             settings: settings.clone(),
@@ -76,26 +83,45 @@ impl Tiers {
     }
 
     /// Inserts a piece into memory and counts it, unless `if_current` does not call its argument because
-    /// a newer piece has superseded this one. The forms of responses that were evicted for it leave memory too,
-    /// and a site above its limit loses its oldest pieces.
+    /// a newer piece has superseded this one. The forms of responses that were evicted for it leave memory too.
+    /// A site above its limit loses its oldest pieces, and so do copies.
     fn insert(&self, key: PieceKey, piece: Piece, if_current: impl FnOnce(&mut dyn FnMut())) {
         let site = piece.site(&self.sites);
+        let copies = piece.is_copy().then_some(&self.evictions.copies);
         let mut piece = Some(piece);
         if_current(&mut || {
             let Some(piece) = piece.take() else { return };
             if let Some(site) = &site {
-                site.entered(&key, piece.weight());
+                site.memory.entered(&key, piece.weight());
+            }
+            if let Some(copies) = copies {
+                copies.entered(&key, piece.weight());
             }
             self.body_bytes.entered(&piece);
             self.memory.insert(key, piece);
         });
         if let Some(site) = site {
-            while let Some(surplus) = site.surplus(|key| self.memory.contains(key)) {
+            while let Some(surplus) = site.memory.surplus(|key| self.memory.contains(key)) {
                 self.evict(&surplus);
             }
         }
+        if let Some(copies) = copies {
+            self.evict_copies(copies);
+        }
         for form in self.evictions.take_orphans() {
             self.evict(&form);
+        }
+    }
+
+    /// Evicts the oldest copies while they use more than their share. A response of the origin that has taken the
+    /// place of a copy stays.
+    fn evict_copies(&self, copies: &MemoryShare) {
+        let is_copy = |key: &PieceKey| self.memory.get(key).is_some_and(|it| it.value().is_copy());
+        while let Some(surplus) = copies.surplus(|key| self.memory.contains(key)) {
+            if is_copy(&surplus) {
+                self.evict(&surplus);
+                self.recorder.count(Metric::PeerCopiesDisplaced);
+            }
         }
     }
 
@@ -344,6 +370,9 @@ pub(super) async fn count_sites(tiers: Weak<Tiers>) {
 /// pieces that were read at most once in a tenth of memory, where slow readers would find the slices of
 /// a longer body evicted.
 const UNREAD_SHARE: u64 = 32;
+/// Copies use at most 1/`COPIES_SHARE` of memory: the very hot responses fit, and if all keys are requested about as
+/// often, the nodes of a region do not fill their memory with the same responses.
+const COPIES_SHARE: u64 = 16;
 /// The estimated number of recent requests from which a key counts as frequent.
 const FREQUENT: u8 = 2;
 /// How often the disks are asked for the sites' usage.

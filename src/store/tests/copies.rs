@@ -114,3 +114,28 @@ async fn memory_evicts_copies_like_others() {
         (0..500).filter(|number| here.in_memory(hash(&format!("https://a/{number}"))).is_some());
     assert!((1..100).contains(&kept.count()));
 }
+
+#[tokio::test]
+async fn copies_leave_most_of_memory_to_the_responses_of_the_origin() {
+    let settings = Settings { memory_bytes: 1 << 20, ..small() };
+    let here = open(&settings).await;
+    let own: Vec<String> = (0..100).map(|number| format!("https://own/{number}")).collect();
+    for url in &own {
+        store(&here, url, &bytes(4000)).await;
+    }
+    for number in 0..1000 {
+        copy(&here, &format!("https://a/{number}"), &bytes(4000)).await;
+    }
+    let kept = |url: &str| here.in_memory(hash(url)).is_some();
+    assert!(own.iter().all(|url| kept(url)));
+    let copies = (0..1000).filter(|number| kept(&format!("https://a/{number}"))).count();
+    assert!((10..16).contains(&copies), "a sixteenth of memory is that of 15 copies: {copies}");
+    assert_eq!(total(&here, Metric::PeerCopiesDisplaced), 1000 - copies as u64);
+    // A response of the origin in the place of a copy is none.
+    let url = "https://a/999";
+    store(&here, url, &bytes(4000)).await;
+    for number in 1000..1100 {
+        copy(&here, &format!("https://a/{number}"), &bytes(4000)).await;
+    }
+    assert!(kept(url));
+}
