@@ -2,7 +2,7 @@
 //! returns the record of the run.
 
 use crate::check::{
-    self, CheckContext, Checker, Observation, ObservedResponse, RegionFills, Sample,
+    self, CheckContext, CheckedFleet, Checker, Observation, ObservedResponse, RegionFills, Sample,
 };
 use crate::client::{ClientRequest, ClientResponse};
 use crate::faults::{self, FaultState};
@@ -468,25 +468,15 @@ async fn run_checkers(
         fills: Vec::new(),
         routing: RoutingTable::default(),
     };
-    let (nodes, origins) = (fleet.node_names(), fleet.origins_of_country());
-    let (sources, groups) =
-        (fleet.sources(&scenario.fleet.shield), fleet.groups(scenario.fleet.canary_percent));
-    let regions = fleet.regions();
+    let checked = CheckedFleet {
+        nodes: fleet.node_names(),
+        regions: fleet.regions(),
+        sources: fleet.sources(&scenario.fleet.shield),
+        origins_of_country: fleet.origins_of_country(),
+        groups: fleet.groups(scenario.fleet.canary_percent),
+    };
     let with_context = |act: &mut dyn FnMut(CheckContext)| {
-        let facts = fleet.journal.facts();
-        let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
-        let (facts, origins_of_country) = (&*facts, &*origins);
-        let (nodes, regions, sources, groups) = (&*nodes, &*regions, &*sources, &*groups);
-        act(CheckContext {
-            catalog,
-            facts,
-            nodes,
-            regions,
-            sources,
-            countries,
-            origins_of_country,
-            groups,
-        });
+        act(checked.context(&fleet.content.catalog, &fleet.journal.facts()));
     };
     while let Some(event) = inbox.recv().await {
         with_context(&mut |context| {

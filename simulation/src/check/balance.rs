@@ -98,8 +98,8 @@ mod tests {
         let mut fixture = Fixture::with_peers();
         let object = fixture.object(Class::Static);
         let fetch = fixture.fetch(&object, 0, SECOND);
-        fixture.sources = vec![vec![0, 1, 2]; 3];
-        fixture.nodes.push("frankfurt-3".to_owned());
+        fixture.set_regions(vec![vec![0, 1, 2]; 3]);
+        fixture.fleet.nodes.push("frankfurt-3".to_owned());
         change(&mut fixture);
         let mut checker = NoHotNode::default();
         let mut observe = |node: NodeId, status: &str| {
@@ -121,8 +121,8 @@ mod tests {
         // Node 0 gives 1 + 2 * 9 responses, and the mean is (3 + 4 * 9) / 3 = 13.
         assert_eq!(broken(1, 9, |_| {}), 0);
         let alone = |fixture: &mut Fixture| {
-            fixture.nodes.extend(["frankfurt-4", "frankfurt-5"].map(str::to_owned));
-            fixture.sources = vec![(0..5).collect(); 5];
+            fixture.fleet.nodes.extend(["frankfurt-4", "frankfurt-5"].map(str::to_owned));
+            fixture.set_regions(vec![(0..5).collect(); 5]);
         };
         assert_eq!(broken(1, 9, alone), 1, "the same of five nodes");
     }
@@ -130,12 +130,13 @@ mod tests {
     #[test]
     fn a_region_with_a_fault_or_with_two_nodes_is_not_checked() {
         let five = |fixture: &mut Fixture| {
-            fixture.nodes.extend(["frankfurt-4", "frankfurt-5"].map(str::to_owned));
-            fixture.sources = vec![(0..5).collect(); 5];
+            fixture.fleet.nodes.extend(["frankfurt-4", "frankfurt-5"].map(str::to_owned));
+            fixture.set_regions(vec![(0..5).collect(); 5]);
             fixture.facts.faults.push(Fault { nodes: vec![2], began: SECOND, ..Fault::default() });
         };
         assert_eq!(broken(1, 9, five), 0);
-        let two = |fixture: &mut Fixture| fixture.sources = vec![vec![0, 1], vec![0, 1], vec![2]];
+        let two =
+            |fixture: &mut Fixture| fixture.set_regions(vec![vec![0, 1], vec![0, 1], vec![2]]);
         assert_eq!(broken(0, 9, two), 0);
     }
 }

@@ -94,7 +94,7 @@ mod tests {
         let groups = [("origin-frankfurt", 80), ("origin-tokyo", 20)];
         let groups = groups.map(|(name, weight)| (name.to_owned(), weight)).to_vec();
         let mut fixture = Fixture::new();
-        fixture.groups = groups;
+        fixture.fleet.groups = groups;
         fixture
     }
 

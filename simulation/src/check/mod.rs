@@ -28,7 +28,7 @@ pub use resources::{Limits, Sample};
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
 use crate::plan::object::{BodyFault, Catalog, HOSTS, Identity, Object, ObjectId};
-use crate::plan::place::Country;
+use crate::plan::place::{COUNTRIES, Country};
 use crate::plan::scenario::Scenario;
 use serde::Serialize;
 
@@ -196,6 +196,37 @@ impl Observation {
             Some((_, others)) if others.iter().any(|other| other.hit) => ServedFrom::OtherNode,
             _ => ServedFrom::Origin,
         })
+    }
+}
+
+/// The fleet of a run as checkers know it. It stays the same during the run.
+#[derive(Clone, Debug, Default)]
+pub struct CheckedFleet {
+    /// See [`CheckContext::nodes`].
+    pub nodes: Vec<String>,
+    /// See [`CheckContext::regions`].
+    pub regions: Vec<Vec<NodeId>>,
+    /// See [`CheckContext::sources`].
+    pub sources: Vec<Vec<NodeId>>,
+    /// See [`CheckContext::origins_of_country`].
+    pub origins_of_country: Vec<Vec<String>>,
+    /// See [`CheckContext::groups`].
+    pub groups: Vec<(String, u32)>,
+}
+
+impl CheckedFleet {
+    /// The context of an observation: this fleet with what has been recorded so far.
+    pub fn context<'a>(&'a self, catalog: &'a Catalog, facts: &'a Facts) -> CheckContext<'a> {
+        CheckContext {
+            catalog,
+            facts,
+            nodes: &self.nodes,
+            regions: &self.regions,
+            sources: &self.sources,
+            countries: &COUNTRIES,
+            origins_of_country: &self.origins_of_country,
+            groups: &self.groups,
+        }
     }
 }
 
@@ -368,16 +399,12 @@ pub fn all(scenario: &Scenario) -> Vec<Box<dyn Checker>> {
 pub(crate) mod tests {
     use super::*;
     use crate::plan::object::{Class, Mix};
-    use crate::plan::place::COUNTRIES;
 
     /// A small catalog and journal to build observations from.
     pub(crate) struct Fixture {
         pub catalog: Catalog,
         pub facts: Facts,
-        pub nodes: Vec<String>,
-        pub sources: Vec<Vec<NodeId>>,
-        pub origins: Vec<Vec<String>>,
-        pub groups: Vec<(String, u32)>,
+        pub fleet: CheckedFleet,
     }
 
     impl Fixture {
@@ -386,30 +413,28 @@ pub(crate) mod tests {
             let nodes = vec!["frankfurt-1".to_owned(), "tokyo-1".to_owned()];
             let origins = ["origin-frankfurt", "origin-virginia"].map(str::to_owned).to_vec();
             let origins = vec![origins; COUNTRIES.len()];
-            let (facts, sources) = (Facts::default(), vec![vec![0], vec![1]]);
-            Fixture { catalog, facts, nodes, sources, origins, groups: Vec::new() }
+            let fleet =
+                CheckedFleet { nodes, origins_of_country: origins, ..CheckedFleet::default() };
+            let mut fixture = Fixture { catalog, facts: Facts::default(), fleet };
+            fixture.set_regions(vec![vec![0], vec![1]]);
+            fixture
         }
 
         /// With both nodes in one region, where they ask each other.
         pub(crate) fn with_peers() -> Self {
-            Fixture { sources: vec![vec![0, 1]; 2], ..Fixture::new() }
+            let mut fixture = Fixture::new();
+            fixture.set_regions(vec![vec![0, 1]; 2]);
+            fixture
+        }
+
+        /// Sets the nodes that keep one cache with each node. There is no shield.
+        pub(crate) fn set_regions(&mut self, regions: Vec<Vec<NodeId>>) {
+            self.fleet.sources.clone_from(&regions);
+            self.fleet.regions = regions;
         }
 
         pub(crate) fn context(&self) -> CheckContext<'_> {
-            let (catalog, facts) = (&self.catalog, &self.facts);
-            let (nodes, origins_of_country) = (&self.nodes, &self.origins);
-            let (regions, sources, groups) = (&self.sources, &self.sources, &self.groups);
-            let countries = &COUNTRIES;
-            CheckContext {
-                catalog,
-                facts,
-                nodes,
-                regions,
-                sources,
-                countries,
-                origins_of_country,
-                groups,
-            }
+            self.fleet.context(&self.catalog, &self.facts)
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {

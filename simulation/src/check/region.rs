@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn nodes_that_do_not_ask_each_other_are_not_checked() {
         let mut fixture = fetched(Class::Static);
-        fixture.sources = Fixture::new().sources;
+        fixture.set_regions(Fixture::new().fleet.regions);
         assert_eq!(region_fills(fixture.context()), []);
     }
 

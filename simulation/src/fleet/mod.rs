@@ -296,8 +296,9 @@ impl Fleet {
         self.open_peer_connections().await
     }
 
-    /// Sends requests that no origin has an object for, so that nodes connect to each other before the load: the
-    /// handshakes of all nodes at once would take longer than the deadline for an owner.
+    /// Sends requests that no origin has an object for, so that nodes connect to each other before the load: on the cores
+    /// that all nodes share, their handshakes at once would take longer than the deadline for an owner. The promise "one
+    /// fill a region" would then measure the machine.
     async fn open_peer_connections(&self) -> anyhow::Result<()> {
         for round in 0..FIRST_ROUNDS {
             let mut requests = tokio::task::JoinSet::new();
