@@ -8,10 +8,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 use skerry::Clock;
 
-use crate::bus::{HOST, NodeProcess};
+use crate::harness::node_process::HOST;
 use crate::harness::peer::FleetAuthority;
 use crate::harness::redis::free_address;
-use crate::harness::{Answer, Client, Edge, Origin, Region, Request, Response, exchange, until};
+use crate::harness::{
+    Answer, Client, Edge, NodeProcess, Origin, Region, Request, Response, exchange, until,
+};
 
 /// An origin whose content is the number of unsafe requests that it has had.
 fn counting_origin() -> Origin {
