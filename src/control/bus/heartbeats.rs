@@ -51,6 +51,8 @@ pub(super) struct HeartbeatReply {
     pub previous: Heartbeat,
     /// The rows of the node table that have changed.
     pub page: TablePage,
+    /// Time until the first node will be out, unless it sends a heartbeat before.
+    pub next_out: Duration,
 }
 
 /// A node's last heartbeat, with its age by the Redis clock.
@@ -85,9 +87,9 @@ impl RedisConnection {
             command.arg(limit.as_millis() as u64);
         }
         type Row = (String, u64, String, String, bool);
-        type Reply = (String, u64, String, u64, String, u64, Vec<Row>);
+        type Reply = (String, u64, String, u64, String, u64, Vec<Row>, u64);
         let (since, reply): (u64, Reply) = (version, command.query_async(self).await?);
-        let (epoch, number, id, now_ms, previous, version, rows) = reply;
+        let (epoch, number, id, now_ms, previous, version, rows, next_out_ms) = reply;
         let is_last = rows.len() < PAGE_ROWS;
         let row = |(name, version, heartbeat, announcement, is_live): Row| MemberRow {
             name: name.into(),
@@ -106,6 +108,7 @@ impl RedisConnection {
                 rows: rows.into_iter().map(row).collect(),
                 is_last,
             },
+            next_out: Duration::from_millis(next_out_ms),
         })
     }
 
@@ -195,6 +198,8 @@ if now >= quiet_until then
     changed(node)
   end
 end
+local oldest = tonumber(redis.call('ZRANGE', beats, 0, 0, 'WITHSCORES')[2])
+local next_out = math.max(oldest + missed + 1, quiet_until, now) - now
 local scan = tonumber(fields[7] or '0')
 if math.abs(now - scan) >= 1000 and redis.call('HLEN', nodes) > redis.call('HLEN', members) then
   scan = now
@@ -225,7 +230,7 @@ if tonumber(known) < version then
     rows[#rows + 1] = {node, tonumber(list[at + 1]), row or '', text or '', is_live}
   end
 end
-return {epoch, tonumber(fields[2] or '0'), fields[3] or '0-0', now, before, version, rows}
+return {epoch, tonumber(fields[2] or '0'), fields[3] or '0-0', now, before, version, rows, next_out}
 ";
 
 /// Removes a node, unless it has sent another heartbeat than the one of the given time.

@@ -89,20 +89,27 @@ impl Reader {
         self.inner.gauges.connected.set(1);
         self.membership.begin_session();
         let mut next_heartbeat = tokio::time::Instant::now();
+        // A heartbeat between two regular ones, which leaves the times of those as they are.
+        let mut next_out = next_heartbeat;
         loop {
             if self.inner.has_left.load(Ordering::Relaxed) {
                 return std::future::pending().await;
             }
-            if tokio::time::Instant::now() >= next_heartbeat {
-                self.send_heartbeat(&mut connection).await?;
-                next_heartbeat = tokio::time::Instant::now() + interval;
+            if tokio::time::Instant::now() >= next_heartbeat.min(next_out) {
+                let until_out = self.send_heartbeat(&mut connection).await?;
+                let now = tokio::time::Instant::now();
+                next_out = now + until_out;
+                if now >= next_heartbeat {
+                    next_heartbeat = now + interval;
+                }
             }
             if planted::has(Bug::StreamUnread) {
                 tokio::time::sleep(interval).await;
                 continue;
             }
             let Some(cursor) = &self.cursor else { continue };
-            let block = next_heartbeat.saturating_duration_since(tokio::time::Instant::now());
+            let wake_at = next_heartbeat.min(next_out);
+            let block = wake_at.saturating_duration_since(tokio::time::Instant::now());
             let entries = connection.read(cursor.id, self.read_count, block).await?;
             self.inner.record_contact();
             self.read_count = next_count(&entries, self.read_count);
@@ -140,11 +147,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced.
-    async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
+    /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced. Returns the time until
+    /// the first node is out for want of heartbeats, so that this node learns of it then.
+    async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<Duration> {
         self.confirmed = Some(self.inner.publish_progress().position());
         let reply = self.membership.exchange(connection, self.cursor.as_ref()).await?;
-        let head = reply.head.clone();
+        let (head, next_out) = (reply.head.clone(), reply.next_out);
         let cursor_check = check_cursor(self.cursor.as_ref(), &head);
         if matches!(cursor_check, Err(Gap::Backwards | Gap::Replaced)) {
             self.membership.keep_members_after_loss();
@@ -158,7 +166,7 @@ impl Reader {
             self.head = Some(head);
         }
         self.report_progress();
-        Ok(())
+        Ok(next_out)
     }
 
     /// The head is from after the gap: a later purge of everything is the fence.

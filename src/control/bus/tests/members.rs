@@ -40,11 +40,31 @@ impl Redis {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
+    /// Writes the row of a node that was heard last at this time, in milliseconds since 1970, as if heartbeats of
+    /// others had come ever since.
+    fn write_row(&self, name: &str, at_ms: u64) {
+        let at_ms = at_ms.to_string();
+        let announcement = Announcement { software: "1".into(), ..Announcement::of_region("here") };
+        let row = format!("{at_ms} {}", Heartbeat::default().to_text());
+        self.command(&["HSET", "{skerry:purge}:nodes", name, &row]);
+        self.command(&["HSET", "{skerry:purge}:members", name, &announcement.to_text()]);
+        self.command(&["ZADD", "{skerry:purge}:beats", &at_ms, name]);
+        self.command(&["ZADD", "{skerry:purge}:changes", "1", name]);
+        let now = self.now_ms().to_string();
+        self.command(&["HSET", "{skerry:purge}:state", "table", "1", "beat", &now]);
+    }
+
+    /// The time by the Redis clock, in milliseconds since 1970.
+    fn now_ms(&self) -> u64 {
+        let now = self.command(&["TIME"]);
+        let mut parts = now.lines().map(|part| part.parse::<u64>().unwrap());
+        parts.next().unwrap() * 1000 + parts.next().unwrap() / 1000
+    }
+
     /// Writes the row of a node of the build before, which is then live for about two seconds.
     fn beat_as_earlier_build(&self, name: &str) {
-        let now = self.command(&["TIME"]);
-        let seconds = now.lines().next().unwrap().parse::<u64>().unwrap() + 2;
-        let row = format!("{seconds}000 {{\"region\":\"old\",\"instance\":\"x\",\"number\":1}}");
+        let at_ms = self.now_ms() + 2000;
+        let row = format!("{at_ms} {{\"region\":\"old\",\"instance\":\"x\",\"number\":1}}");
         self.command(&["HSET", "{skerry:purge}:nodes", name, &row]);
     }
 }
@@ -63,6 +83,23 @@ fn a_node_that_dies_is_out_and_one_that_leaves_is_gone() {
     c.kill();
     assert_eq!(nodes[0].sees(), ["a ready", "b ready"]);
     assert_eq!(redis.command(&["ZCARD", "{skerry:purge}:beats"]), "2");
+}
+
+#[test]
+fn a_node_is_out_once_it_has_missed_three_heartbeats_and_not_at_the_next_one_of_another() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let heartbeat = Duration::from_secs(3600);
+    let (silence_max, member_kept) = (4 * heartbeat, 24 * heartbeat);
+    let slow = Settings { heartbeat, silence_max, member_kept, ..settings(redis.url()) };
+    let kept_ready = 3 * heartbeat - SECOND;
+    redis.write_row("b", redis.now_ms() - kept_ready.as_millis() as u64);
+    let a = Node::start("a", directory.path().to_owned(), slow);
+    until("it is known and still ready", || a.sees() == ["a ready", "b ready"]);
+    until("it is out", || a.sees() == ["a ready", "b out"]);
+    let b = a.bus.table().get("b").cloned().unwrap();
+    let age = a.clock.instant().saturating_duration_since(b.last_heartbeat.unwrap());
+    assert!(age > 3 * heartbeat, "{age:?}");
 }
 
 #[test]

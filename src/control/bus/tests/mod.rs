@@ -17,7 +17,7 @@ use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
 
-use crate::fleet::Announcement;
+use crate::fleet::{Announcement, Heartbeat};
 use PurgeKind::{Hard, Soft};
 
 /// A Redis of its own; killed at the end.
