@@ -261,7 +261,8 @@ impl Config {
     }
 
     /// A hash of the options that the nodes of a fleet share, 8 hex digits. Options of a node's own, such as
-    /// its name, addresses, files and disks, are not in it, nor are those of its name server.
+    /// its name, addresses, folders and disks, are not in it, nor are those of its name server. A file is in it by
+    /// the path that is written.
     pub(crate) fn digest(&self) -> String {
         let is_shared = |option: &String| {
             let table = option.split(['.', '[']).next().unwrap_or_default();
@@ -269,7 +270,7 @@ impl Config {
         };
         let mut text = String::new();
         for (option, value) in self.options.iter().filter(|(option, _)| is_shared(option)) {
-            text.push_str(&format!("{option} = {}\n", value.meant));
+            text.push_str(&format!("{option} = {}\n", value.compared()));
         }
         format!("{:08x}", rendezvous::hash(text.as_bytes()) >> 32)
     }
@@ -583,9 +584,9 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 /// The name of the pool that `--origin` adds.
 const FLAG_POOL: &str = "origin";
 
-/// Tables of options in which the nodes of a fleet differ: see [`Config::digest`].
-const OWN_TABLES: [&str; 9] =
-    ["node", "admin", "bus", "geo", "listeners", "log", "peers", "store", "tls"];
+/// Options and tables of options in which the nodes of a fleet may differ: see [`Config::digest`].
+const OWN_TABLES: [&str; 10] =
+    ["node", "admin", "bus", "geo", "include", "listeners", "log", "peers", "store", "tls"];
 
 /// Options that need a restart, because threads, sockets or files depend on them. All others take
 /// effect with a reload.

@@ -1,7 +1,7 @@
 //! Reads a TOML file option by option. Each module (`store`, `cache`, …) reads its options by name. An
 //! option that no module reads is reported as unknown. Mistakes are collected and reading continues.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::File;
@@ -33,6 +33,8 @@ pub(super) struct Reader<'a> {
     document: &'a Document,
     /// The option that is being read, for messages.
     option: RefCell<String>,
+    /// Whether a path was resolved since the flag was last taken.
+    has_resolved: Cell<bool>,
     notes: RefCell<Notes>,
 }
 
@@ -94,9 +96,16 @@ pub(super) struct OptionValue {
     pub pattern: String,
     /// Whether a file, a flag or an environment variable sets it.
     pub is_set: bool,
+    /// Whether `meant` contains a path that was resolved from the folder of its file.
+    pub has_path: bool,
 }
 
 impl OptionValue {
+    /// The value as nodes compare it, whose files may lie in different folders: a path as it is written.
+    pub(super) fn compared(&self) -> &str {
+        if self.has_path { &self.shown } else { &self.meant }
+    }
+
     /// The value as `Debug` formats it.
     fn from_debug(value: &impl Debug, pattern: String) -> Self {
         let meant = format!("{value:?}");
@@ -105,7 +114,7 @@ impl OptionValue {
             "None" | "[]" | "{}" | "\"\"" => "none",
             shown => shown,
         };
-        Self { shown: shown.to_owned(), meant, pattern, is_set: false }
+        Self { shown: shown.to_owned(), meant, pattern, is_set: false, has_path: false }
     }
 }
 
@@ -128,8 +137,8 @@ impl Notes {
 impl<'a> Reader<'a> {
     /// A reader of these files.
     pub(super) fn new(document: &'a Document) -> Self {
-        let (option, notes) = Default::default();
-        Self { purpose: Purpose::Start, document, option, notes }
+        let (option, has_resolved, notes) = Default::default();
+        Self { purpose: Purpose::Start, document, option, has_resolved, notes }
     }
 
     /// The tables of the files, whose syntax is valid.
@@ -225,6 +234,7 @@ impl<'a> Reader<'a> {
 
     /// Resolves a path that is written at this place, relative to the directory of its file.
     pub(super) fn resolve(&self, span: &Range<usize>, path: &str) -> PathBuf {
+        self.has_resolved.set(true);
         self.document.resolve(span, path)
     }
 
@@ -367,6 +377,7 @@ impl<'a> Section<'a> {
         let value = self.lookup(name);
         self.mark_known(name, value.is_some());
         self.note_kind(name, || OptionKind::Type(std::any::type_name::<T>()));
+        self.reader.has_resolved.set(false);
         if let Some(value) = value
             && let Some(read) = T::read(value, self.reader)
         {
@@ -537,6 +548,7 @@ impl<'a> Section<'a> {
         } else if let Some(written) = self.option_source(name) {
             setting.shown = written;
         }
+        setting.has_path = self.reader.has_resolved.take();
         let option = self.child_path(name, "").0.trim_end_matches('.').to_owned();
         if let Some(value) = self.table.and_then(|table| table.get(name)) {
             self.reader.notes.borrow_mut().places.insert(option.clone(), value.span());

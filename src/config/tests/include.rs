@@ -99,6 +99,37 @@ fn a_pattern_may_match_nothing_and_a_name_may_not() {
 }
 
 #[test]
+fn nodes_whose_files_lie_in_different_folders_have_one_digest() {
+    let site = "[sites.a]\nhosts = \"a.test\"\nrespond.content_file = \"a.html\"\n";
+    let main = format!(
+        "{}, {{ file = \"more.json\" }}]\ntls.ca_files = \"ca.pem\"\nsticky.key_file = \"sticky.key\"\n\
+         [guard]\ndebug_key_file = \"debug.key\"\n",
+        MAIN.trim_end().replace("= \"http", "= [\"http")
+    );
+    let certificate = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    let key = "0123456789abcdef".repeat(4);
+    let pem = certificate.cert.pem();
+    let digest = |main: &str, site: &str| {
+        let files = [
+            ("sites/a.toml", site),
+            ("sites/a.html", "a"),
+            ("ca.pem", &*pem),
+            ("sticky.key", &key),
+            ("debug.key", &key),
+            ("more.json", "{\"origins\": [\"http://127.0.0.1:9001\"]}"),
+        ];
+        load_files(main, &files).unwrap().digest()
+    };
+    assert_eq!(digest(&main, site), digest(&main, site), "each load has a folder of its own");
+    let listed = main.replace("sites/*.toml", "sites/a.toml");
+    assert_eq!(digest(&listed, site), digest(&main, site), "the way to a file decides nothing");
+    let other = site.replace("a.test", "b.test");
+    assert_ne!(digest(&main, &other), digest(&main, site));
+    let other = main.replace("\"sticky.key\"", "\"debug.key\"");
+    assert_ne!(digest(&other, site), digest(&main, site));
+}
+
+#[test]
 fn an_included_file_includes_no_other_and_not_itself() {
     let nested = [("sites/a.toml", "[sites.a]\nhosts = \"a.test\"\ninclude = \"b.toml\"\n")];
     let wrong = load_files(MAIN, &nested).unwrap_err();
