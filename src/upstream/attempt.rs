@@ -395,7 +395,7 @@ impl Attempt<'_> {
             FetchError::request_body(&failure)
         } else if source.is_request_body(no_head.body.is_none()) {
             FetchError::request_body(&BodyError::new(source.to_string()))
-        } else if source.is_parse() {
+        } else if source.is_invalid_response() {
             FetchError::Protocol { origin, source }
         } else if no_head.received > 0 {
             FetchError::Incomplete { origin, source }

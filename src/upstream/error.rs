@@ -675,9 +675,14 @@ impl LinkError {
         }
     }
 
-    /// Whether the received bytes are not HTTP/1.1.
-    pub(super) fn is_parse(&self) -> bool {
-        matches!(self, Self::Http1(error) if error.is_parse())
+    /// Whether the received bytes are no valid response. Over HTTP/2 the response's own stream was reset by this node:
+    /// an error of the connection may be that of another response.
+    pub(super) fn is_invalid_response(&self) -> bool {
+        match self {
+            Self::Http1(error) => error.is_parse(),
+            Self::Http2(error) => error.is_reset() && error.is_library(),
+            Self::Io(_) | Self::RequestBody(_) => false,
+        }
     }
 
     /// Whether the head of an HTTP/1.1 response is over the limits.

@@ -1,9 +1,13 @@
 //! Other HTTP implementations and features: old versions, interim responses, trailers, upgrades, and common
 //! client programs.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::harness::frames::{END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame};
 use crate::harness::{Answer, Edge, Gate, Origin, Request};
 
 fn tls_before(origin: &Origin) -> Edge {
@@ -139,6 +143,52 @@ fn via_names_the_version_that_the_origin_spoke() {
     check(&origin.url(), "http1", "1.1 skerry");
     let old = "HTTP/1.0 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\nx";
     check(&Origin::start(move |_| Answer::raw(old)).url(), "http1", "1.0 skerry");
+}
+
+/// An origin of HTTP/2 that answers each request with this header block, and counts the requests.
+fn origin_of_http_2_with(block: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let serve = move |mut stream: TcpStream, count: &AtomicUsize| -> std::io::Result<()> {
+        stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+        stream.read_exact(&mut [0; PREFACE.len()])?;
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head)?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            stream.read_exact(&mut vec![0; length as usize])?;
+            if head[3] == HEADERS {
+                count.fetch_add(1, Ordering::Relaxed);
+                let number = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, number, block))?;
+            }
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (serve, counted) = (serve.clone(), counted.clone());
+            std::thread::spawn(move || serve(stream, &counted));
+        }
+    });
+    (url, requests)
+}
+
+#[test]
+fn a_malformed_response_over_http_2_is_named_as_such_and_not_asked_for_again() {
+    // No status; a status of 200 and a field that is of HTTP/1 only.
+    for block in [&b"\x00\x03x-a\x01b"[..], b"\x88\x00\x11transfer-encoding\x07chunked"] {
+        let (url, requests) = origin_of_http_2_with(block);
+        let edge = Edge::with(&format!(
+            "[pools.main]\norigins = {url:?}\nprotocol = \"http2\"\n[sites.all]\nhosts = \"*\"\n"
+        ));
+        let response = edge.get("/");
+        let reason = response.header("proxy-status");
+        assert_eq!(response.status, 502, "{block:?}");
+        assert!(reason.contains("error=http_protocol_error"), "{block:?}: {reason}");
+        assert_eq!(requests.load(Ordering::Relaxed), 1, "{block:?}");
+    }
 }
 
 /// A POST may be, when it says so (RFC 9110 §9.3.3).
