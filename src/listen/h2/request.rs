@@ -20,13 +20,20 @@ use super::super::uri_bytes;
 pub(super) fn check(request: &Request<RecvStream>, limits: &Limits) -> Option<HeadError> {
     if request.headers().values().any(is_padded) {
         Some(HeadError::Malformed)
-    } else if request.headers().len() > limits.headers_max {
+    } else if has_more_fields_than(request.headers(), limits.headers_max) {
         Some(HeadError::HeadTooLarge)
     } else if uri_bytes(request) > limits.uri_bytes_max {
         Some(HeadError::TargetTooLong)
     } else {
         None
     }
+}
+
+/// Whether there are more than `count` fields. The cookies, which browsers send one by one, are one field, as they are
+/// over HTTP/1.
+fn has_more_fields_than(headers: &HeaderMap, count: usize) -> bool {
+    let crumbs = || headers.get_all(COOKIE).iter().count();
+    headers.len() > count && headers.len() - crumbs().saturating_sub(1) > count
 }
 
 /// Whether the client waits for `100 Continue` before it sends the body (RFC 9110 §10.1.1).
