@@ -123,10 +123,6 @@ pub(crate) fn variant_key(
     text.push_str("\n\n");
     let start = text.len();
     push_values(&mut text, fields, headers, codings);
-    if text.len() == start {
-        // The request has none of the fields. The key's own hash is that of the variant list.
-        text.push_str(NO_VALUES);
-    }
     let hash = KeyHash::of(text.as_bytes());
     (hash, text[start..].into())
 }
@@ -241,18 +237,18 @@ fn preferred_language(headers: &HeaderMap) -> Option<Box<str>> {
     (alone && *weight > 0 && language != "*").then(|| language.as_str().into())
 }
 
-/// Appends the canonical values of the selecting fields, one line for each that the request has.
+/// Appends the canonical values of the selecting fields, one line for each. The line of a field that the request does
+/// not have is its name alone: variants of different selecting fields are stored under different texts.
 fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) {
-    let mut first = true;
-    for name in fields {
+    for (at, name) in fields.iter().enumerate() {
+        if at > 0 {
+            text.push('\n');
+        }
+        text.push_str(name.as_str());
         let is_reduced = *name == ACCEPT_ENCODING && !codings.is_empty();
         if !is_reduced && !headers.contains_key(name) {
             continue;
         }
-        if !std::mem::take(&mut first) {
-            text.push('\n');
-        }
-        text.push_str(name.as_str());
         text.push_str(": ");
         if is_reduced {
             push_accept_encoding(text, headers, codings);
@@ -394,10 +390,6 @@ fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Stands for "the request has none of the selecting fields". No value can look like this, because each
-/// line with a value has a colon.
-const NO_VALUES: &str = "-";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,6 +455,14 @@ mod tests {
             values(&["foo", "bar"], &[("foo", "1")]),
             values(&["foo", "bar"], &[("bar", "1")])
         );
+    }
+
+    #[test]
+    fn variants_of_different_selecting_fields_have_different_texts() {
+        let request = [("foo", "1")];
+        assert_ne!(values(&["foo"], &request), values(&["bar", "foo"], &request));
+        assert_ne!(values(&["foo"], &[]), values(&["bar"], &[]));
+        assert_eq!(values(&["bar", "foo"], &request), "bar\nfoo: 1");
     }
 
     #[test]
