@@ -53,7 +53,7 @@ pub(crate) use sharing::forbid_sharing;
 pub(crate) use status::{CacheStatus, Fwd, Handling, Reason};
 pub(crate) use stored::{Freshness, StoredResponse};
 pub(crate) use storing::{StorageContext, StoreDecision, UpstreamExchange, may_store};
-pub(crate) use update::{Freshened, freshen, freshen_from_head};
+pub(crate) use update::{Freshened, freshen, freshen_from_head, unshared_fields_of_update};
 pub(crate) use vary::{Vary, VaryList, variant_key};
 
 #[cfg(any(test, fuzzing))]

@@ -67,6 +67,18 @@ pub(crate) struct Freshness {
 }
 
 impl Freshness {
+    /// The same without a lifetime: stale, and never served stale.
+    pub(crate) fn expired(&self) -> Self {
+        Self {
+            lifetime: Duration::ZERO.into(),
+            stale_while_revalidate: Duration::ZERO.into(),
+            stale_if_error: Duration::ZERO.into(),
+            must_revalidate: true,
+            immutable: false,
+            ..*self
+        }
+    }
+
     /// `current_age` (RFC 9111 §4.2.3).
     pub(crate) fn age(&self, now: SystemTime) -> Duration {
         self.age_after(self.resident(now))

@@ -6,21 +6,23 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::conditional::{Comparison, is_strong, tags_match};
-use super::fields::{http_date, remove_hop_by_hop, storable_fields};
+use super::fields::{http_date, remove_hop_by_hop, storable_fields, unshared_fields};
 use super::purge::{ALIASED, PurgeSequence};
 use super::search;
 use super::settings::{SetCookie, Settings};
 use super::stored::StoredResponse;
 use super::storing::{UpstreamExchange, content_length, examine, freshness_of, origin_of};
 use super::tags::tags;
-use crate::fields::Fields;
+use super::vary::Vary;
+use crate::fields::{FieldSection, Fields};
 
 /// The result of a validation.
 #[derive(Clone, Debug)]
 pub(crate) enum Freshened {
     /// The stored response is valid: store this in its place.
     Updated(Box<StoredResponse>),
-    /// The stored response is valid for this request, and may no longer be stored.
+    /// The stored response is valid for this request. The update forbids storing, so that this answers no other
+    /// request, and for all others the stored response is stale from now on.
     ValidButUnstorable(Box<StoredResponse>),
     /// The response is about another representation: keep the stored response, and forward the request
     /// without conditions. After a HEAD request: the stored response is stale from now on.
@@ -36,9 +38,10 @@ pub(crate) fn freshen(
     settings: &Settings,
 ) -> Freshened {
     match is_about(stored, exchange.response) {
-        true if search::contradicts(stored, exchange.response) => Freshened::OtherRepresentation,
-        true => merged(stored, exchange, sequence, settings),
-        false => Freshened::OtherRepresentation,
+        true if !contradicts(stored, exchange.response) => {
+            merged(stored, exchange, sequence, settings)
+        }
+        _ => Freshened::OtherRepresentation,
     }
 }
 
@@ -64,12 +67,22 @@ pub(crate) fn freshen_from_head(
         && same(&ETAG)
         && same(&LAST_MODIFIED)
         && same_length
-        && !search::contradicts(stored, theirs)
+        && !contradicts(stored, theirs)
     {
         merged(stored, exchange, sequence, settings)
     } else {
         Freshened::OtherRepresentation
     }
+}
+
+/// The fields of a 304 that are only for the client whose request was forwarded, such as cookies. `stored` are the
+/// fields that it has updated.
+pub(crate) fn unshared_fields_of_update(update: &HeaderMap, stored: &FieldSection) -> HeaderMap {
+    let mut own = unshared_fields(update, stored);
+    for name in &BOUND_TO_BYTES {
+        own.remove(name);
+    }
+    own
 }
 
 /// Whether a 304 selects `stored` (RFC 9111 §4.3.4). A 304 without validators does.
@@ -86,6 +99,20 @@ fn is_about(stored: &StoredResponse, not_modified: &HeaderMap) -> bool {
     match (not_modified.get(LAST_MODIFIED).map(HeaderValue::as_bytes), ours(&LAST_MODIFIED)) {
         (Some(theirs), Some(ours)) => theirs == ours,
         _ => true,
+    }
+}
+
+/// Whether an update states another place for `stored` than that under which it was stored: by `No-Vary-Search`, or
+/// by a selecting field that `stored` does not have. `Vary: *` is no other place: it forbids storing.
+fn contradicts(stored: &StoredResponse, update: &HeaderMap) -> bool {
+    search::contradicts(stored, update) || selects_by_more(stored, update)
+}
+
+fn selects_by_more(stored: &StoredResponse, update: &HeaderMap) -> bool {
+    let Vary::Fields(theirs) = Vary::of(update) else { return false };
+    match Vary::of(&stored.headers) {
+        Vary::Fields(ours) => theirs.iter().any(|name| !ours.contains(name)),
+        Vary::Nothing | Vary::Star => true,
     }
 }
 
@@ -274,6 +301,24 @@ mod tests {
         let theirs = &[("etag", "\"a\""), ("cache-control", "private")];
         let found = freshened(&[("etag", "\"a\"")], theirs);
         assert!(matches!(found, Freshened::ValidButUnstorable(_)));
+    }
+
+    #[test]
+    fn a_304_that_names_another_selecting_field_updates_nothing() {
+        let check = |ours: &str, theirs: &str, is_other: bool| {
+            let found = freshened(
+                &[("etag", "\"a\""), ("vary", ours)],
+                &[("etag", "\"a\""), ("vary", theirs)],
+            );
+            let found = matches!(found, Freshened::OtherRepresentation);
+            assert_eq!(found, is_other, "{ours:?} {theirs:?}");
+        };
+        check("", "accept-encoding", false);
+        check("x-a", "X-A", false);
+        check("x-a, x-b", "x-b", false);
+        check("", "x-a", true);
+        check("x-a", "x-a, x-b", true);
+        check("x-a", "*", false);
     }
 
     #[test]

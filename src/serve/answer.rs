@@ -221,6 +221,13 @@ impl Visit {
     }
 }
 
+/// Adds the fields of the origin's response that go to this client only.
+pub(super) fn add_unshared(reply: &mut Reply, unshared: &HeaderMap) {
+    for (name, value) in unshared {
+        reply.fields.append(name, value);
+    }
+}
+
 /// Removes `Age` from an answer that comes directly from the origin.
 pub(super) fn remove_zero_age(reply: &mut Reply) {
     if reply.fields.get(&AGE) == Some(b"0") {

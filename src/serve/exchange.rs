@@ -20,7 +20,7 @@ use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;
 use crate::cache::{
     self, CacheKey, Freshened, PurgeSequence, Reason, StorageContext, StoreDecision,
-    StoredResponse, UpstreamExchange, Vary, VaryList, search,
+    StoredResponse, UpstreamExchange, Vary, VaryList, search, unshared_fields_of_update,
 };
 use crate::context::{RequestId, UpstreamFacts};
 use crate::fill::FillEnd;
@@ -93,8 +93,10 @@ pub(super) enum ExchangeOutcome {
     /// The response cannot answer this request and is not stored: send the request again, uncollapsed.
     /// The reason is shown in `Cache-Status`.
     Retry(Option<Reason>),
-    /// Upstream confirmed the stored response; this is its updated head record.
-    Validated(Arc<StoredHead>),
+    /// Upstream confirmed the stored response; this is its updated head record. The fields go to this client only.
+    Validated(Arc<StoredHead>, HeaderMap),
+    /// The same for this client only: the record is not stored.
+    ValidatedOnce(Arc<StoredHead>, HeaderMap),
     /// Upstream answered with an error, in place of which a stale response may be served.
     UpstreamError(StatusCode),
     /// Upstream gave no response.
@@ -111,6 +113,8 @@ pub(super) enum Disposition {
     StorePart(Box<StoredResponse>),
     /// It confirms the stored response, whose updated head record this is.
     Validated(Arc<StoredHead>),
+    /// The same for this request only: the record is not stored.
+    ValidatedOnce(Arc<StoredHead>),
     /// It is an error, in place of which a stale response may be served.
     UpstreamError(StatusCode),
 }
@@ -163,7 +167,13 @@ impl Job {
             }
             Disposition::Validated(head) => {
                 lead.stored();
-                report(ExchangeOutcome::Validated(head));
+                let own = unshared_fields_of_update(response.headers(), &head.response.headers);
+                report(ExchangeOutcome::Validated(head, own));
+            }
+            Disposition::ValidatedOnce(head) => {
+                lead.release(None);
+                let own = unshared_fields_of_update(response.headers(), &head.response.headers);
+                report(ExchangeOutcome::ValidatedOnce(head, own));
             }
             Disposition::UpstreamError(status) => {
                 lead.fail(FillFailure::Status(status));
@@ -388,10 +398,10 @@ impl Job {
                 Freshened::Updated(fresh) => {
                     return Disposition::Validated(self.worker.store.replace(stale, *fresh));
                 }
-                // The 304 forbids storing: answer this request, and mark the stored response stale for all
-                // others.
                 Freshened::ValidButUnstorable(once) => {
-                    return Disposition::Validated(self.worker.store.replace(stale, *once));
+                    let store = &self.worker.store;
+                    store.expire(stale);
+                    return Disposition::ValidatedOnce(store.updated_head(stale, *once).into());
                 }
                 Freshened::OtherRepresentation => {}
             }

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
-use super::answer::{Source, remove_zero_age};
+use super::answer::{Source, add_unshared, remove_zero_age};
 use super::asking::{HopContent, Route};
 use super::exchange::{ExchangeOutcome, Job, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
@@ -23,7 +23,6 @@ use crate::cache::{
     self, CacheKey, CacheStatus, Decision, Form, Handling, PurgeTarget, Reason, Vary,
 };
 use crate::context::{RequestContext, ResponseFacts};
-use crate::fields::FieldsMut;
 use crate::fill::Filling;
 use crate::fill::collapse::{FillFailure, FillOutcome, Follower, Join, Lead, Uncollapsed};
 use crate::labels::UpstreamKind;
@@ -278,8 +277,12 @@ impl Visit {
         };
         let facts = facts.after(upstream);
         let answered = match outcome {
-            ExchangeOutcome::Validated(head) => {
-                return self.answer_validated(found, &head, facts).await;
+            ExchangeOutcome::Validated(head, own) => {
+                let facts = facts.with_status(|status| CacheStatus { stored: true, ..status });
+                return self.answer_validated(found, &head, &own, facts).await;
+            }
+            ExchangeOutcome::ValidatedOnce(head, own) => {
+                return self.answer_validated(found, &head, &own, facts).await;
             }
             ExchangeOutcome::NotStored(response, reason) => {
                 let detail = Some(reason);
@@ -353,31 +356,34 @@ impl Visit {
         let reply = self.select(source, self.worker.clock.now());
         let mut reply = reply.expect("a fill is of a whole response");
         remove_zero_age(&mut reply);
-        for (name, value) in unshared {
-            reply.fields.append(name, value);
-        }
+        add_unshared(&mut reply, unshared);
         reply
     }
 
-    /// Answers with a stored response that upstream has confirmed. `None` if bytes are missing and
-    /// the object has changed since.
+    /// Answers with a stored response that upstream has confirmed, and with the fields of the 304 for this client.
+    /// `None` if bytes are missing and the object has changed since.
     async fn answer_validated(
         &self,
         found: &LookupResult,
         head: &Arc<StoredHead>,
+        own: &HeaderMap,
         facts: ResponseFacts,
     ) -> Result<Option<Answered>, Box<PathError>> {
         let ttl = Some(head.response.freshness.ttl(self.worker.clock.now()));
         let detail = Some(Reason::Validated);
-        let facts = facts.with_status(|status| CacheStatus { ttl, stored: true, detail, ..status });
+        let facts = facts.with_status(|status| CacheStatus { ttl, detail, ..status });
         let age = head.response.freshness.age(self.worker.clock.now());
-        if let Some((reply, content)) = self.stored_reply(head, age) {
+        if let Some((mut reply, content)) = self.stored_reply(head, age) {
+            add_unshared(&mut reply, own);
             return Ok(Some(facts.answer(reply).of(content)));
         }
         match self.open_gaps(head).await {
             Gaps::Open(parts, first) => {
                 let answered = self.answer_in_parts(&parts, *first);
-                Ok(answered.map(|answered| facts.answer(answered.reply)))
+                Ok(answered.map(|Answered { mut reply, .. }| {
+                    add_unshared(&mut reply, own);
+                    facts.answer(reply)
+                }))
             }
             Gaps::Changed => Ok(None),
             Gaps::Failed(failure) => {

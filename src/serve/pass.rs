@@ -215,6 +215,7 @@ impl Visit {
             // Nothing was being validated, no part requested, and no stale response permitted.
             Disposition::StorePart(_)
             | Disposition::Validated(_)
+            | Disposition::ValidatedOnce(_)
             | Disposition::UpstreamError(_) => Err(facts.fail(errors::abandoned())),
         }
     }

@@ -188,8 +188,25 @@ impl Store {
     pub(crate) fn replace(
         &self,
         head: &Arc<StoredHead>,
-        mut response: StoredResponse,
+        response: StoredResponse,
     ) -> Arc<StoredHead> {
+        self.put_head(self.updated_head(head, response), head.is_wanted())
+    }
+
+    /// Makes a stored response stale: upstream must confirm it for each request.
+    pub(crate) fn expire(&self, head: &Arc<StoredHead>) {
+        let freshness = head.response.freshness.expired();
+        if head.response.freshness != freshness {
+            self.replace(head, StoredResponse { freshness, ..head.response.clone() });
+        }
+    }
+
+    /// What [`Store::replace`] would store, for a single request.
+    pub(crate) fn updated_head(
+        &self,
+        head: &StoredHead,
+        mut response: StoredResponse,
+    ) -> StoredHead {
         response.complete_length = Some(head.complete_length());
         let time = &mut response.freshness.response_time;
         if response.form.is_none() && *time == head.response.freshness.response_time {
@@ -197,7 +214,7 @@ impl Store {
         }
         let inline = head.inline.clone();
         let next = self.new_head(response, head.object, inline);
-        self.put_head(StoredHead { slice_bytes: head.slice_bytes, ..next }, head.is_wanted())
+        StoredHead { slice_bytes: head.slice_bytes, ..next }
     }
 
     /// Stores the variant list of a key whose responses vary. `newest`: the variant that was added.

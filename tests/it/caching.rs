@@ -253,7 +253,7 @@ fn interim_responses_are_passed_on_and_nothing_of_them_is_stored() {
             "HTTP/1.1 100 Continue\r\n\r\n\
              HTTP/1.1 102 Processing\r\n\r\n\
              HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\n\
-             X-Hop: 1\r\n\r\n\
+             X-Hop: 1\r\nContent-Length: 5\r\n\r\n\
              HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok",
         )
     });
@@ -263,7 +263,7 @@ fn interim_responses_are_passed_on_and_nothing_of_them_is_stored() {
     assert_eq!(client.read_any(false).status, 102);
     let hints = client.read_any(false);
     assert_eq!((hints.status, hints.header("link")), (103, "</a.css>; rel=preload".into()));
-    assert_eq!(hints.header("x-hop"), "", "{hints:?}");
+    assert_eq!(hints.header("x-hop") + &hints.header("content-length"), "", "{hints:?}");
     for hit in [false, true] {
         let response = client.read_any(false);
         assert_eq!((response.status, response.text(), response.is_hit()), (200, "ok", hit));
@@ -413,6 +413,27 @@ fn variants_are_chosen_by_the_fields_that_vary_names() {
     assert_eq!(origin.request_count(), 3);
 }
 
+/// RFC 9111 §4.1: all selecting fields of the stored response must match, whatever others of its URL vary by.
+#[test]
+fn a_variant_does_not_stand_for_one_of_other_selecting_fields() {
+    let origin = counting(|n, _| {
+        let vary = ["X-A", "X-B", "X-A, X-B", "X-A"][(n - 1) % 4];
+        Answer::ok(n.to_string()).fresh_for(60).header("Vary", vary)
+    });
+    let edge = Edge::before(&origin.url());
+    let get = |target: &str, fields: &[&str]| {
+        let response = edge.get_with(target, fields);
+        (response.text().to_owned(), response.is_hit())
+    };
+    assert_eq!(get("/a", &[]), ("1".into(), false));
+    assert_eq!(get("/a", &["Cache-Control: no-cache"]), ("2".into(), false));
+    // The second one is for requests without X-B, the first one for those without X-A.
+    assert_eq!(get("/a", &["X-B: 1"]), ("1".into(), true));
+    assert_eq!(get("/b", &["X-A: 1"]), ("3".into(), false));
+    assert_eq!(get("/b", &["X-A: 2"]), ("4".into(), false));
+    assert_eq!(get("/b", &["X-A: 1", "X-B: 1"]), ("5".into(), false));
+}
+
 #[test]
 fn conditions_and_ranges_are_answered_from_the_store() {
     let origin = Origin::start(|_| Answer::ok("0123456789").header("ETag", "\"v\"").fresh_for(60));
@@ -551,6 +572,58 @@ fn a_head_that_tells_of_another_response_makes_the_stored_one_invalid() {
     assert_eq!(origin.received()[2].header("if-none-match"), None, "it is gone, not stale");
 }
 
+/// The fields of such a 304 may be those of one client.
+#[test]
+fn a_304_that_forbids_storing_answers_one_request_and_no_other() {
+    for (control, vary) in [("private, max-age=60", "X-Kind"), ("max-age=60", "*")] {
+        let origin = counting(|n, request| {
+            let answer = match request.header("if-none-match") {
+                Some(_) => Answer::status(304)
+                    .header("Cache-Control", control)
+                    .header("Vary", vary)
+                    .header("X-Client", &n.to_string()),
+                None => {
+                    Answer::ok("x").header("Cache-Control", "max-age=10").header("Vary", "X-Kind")
+                }
+            };
+            answer.header("ETag", "\"a\"")
+        });
+        let edge = Edge::before(&origin.url());
+        edge.get("/a");
+        edge.advance(15);
+        for client in ["2", "3"] {
+            let response = edge.get("/a");
+            let status = response.header("cache-status");
+            assert_eq!(
+                (response.text(), &*response.header("x-client")),
+                ("x", client),
+                "{control}"
+            );
+            assert!(status.contains("detail=validated"), "{control}: {status}");
+            assert!(!status.contains("stored") && !response.is_hit(), "{control}: {status}");
+        }
+    }
+}
+
+/// RFC 9111 §4.1: it does not match requests whose selecting fields differ.
+#[test]
+fn a_304_that_names_another_selecting_field_leads_to_a_whole_response() {
+    let origin = counting(|n, request| {
+        let is_conditional = request.header("if-none-match").is_some();
+        let language = request.header("accept-language").unwrap_or("none");
+        let answer = if is_conditional { Answer::status(304) } else { Answer::ok(language) };
+        let answer = answer.header("ETag", "\"a\"").header("Cache-Control", "max-age=10");
+        if n > 1 { answer.header("Vary", "Accept-Language") } else { answer }
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(15);
+    for (language, is_hit) in [("de", false), ("en", false), ("de", true), ("en", true)] {
+        let response = edge.get_with("/a", &[&format!("Accept-Language: {language}")]);
+        assert_eq!((response.text(), response.is_hit()), (language, is_hit), "{response:?}");
+    }
+}
+
 #[test]
 fn a_set_cookie_is_sent_only_to_the_client_that_caused_it() {
     for (policy, second) in [("pass", "id=2"), ("strip", ""), ("store", "id=1")] {
@@ -561,6 +634,25 @@ fn a_set_cookie_is_sent_only_to_the_client_that_caused_it() {
         let again = edge.get("/a");
         assert_eq!(again.is_hit(), policy != "pass", "{policy}");
         assert_eq!(again.header("set-cookie"), second, "{policy}");
+    }
+}
+
+#[test]
+fn a_set_cookie_of_a_304_is_sent_only_to_the_client_that_caused_it() {
+    let origin = counting(|n, request| match request.header("if-none-match") {
+        Some(_) => Answer::status(304)
+            .header("Set-Cookie", &format!("id={n}"))
+            .header("Content-Encoding", "gzip")
+            .fresh_for(60),
+        None => Answer::ok("x").header("ETag", "\"a\"").fresh_for(10),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(15);
+    for (cookie, is_hit) in [("id=2", false), ("", true)] {
+        let response = edge.get("/a");
+        assert_eq!((&*response.header("set-cookie"), response.is_hit()), (cookie, is_hit));
+        assert_eq!((response.text(), &*response.header("content-encoding")), ("x", ""));
     }
 }
 

@@ -50,6 +50,7 @@ mod routing;
 mod saved_origins;
 mod server_timing;
 mod service_manager;
+mod shared_messages;
 mod sharing;
 mod shield;
 mod sign;
