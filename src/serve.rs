@@ -28,6 +28,7 @@ mod errors;
 mod exchange;
 mod explain;
 mod fetching;
+mod form_lookup;
 mod forms;
 mod geo_redirect;
 mod hop_body;
@@ -95,6 +96,7 @@ pub(crate) use region::{PeerCounts, PeerLink, Region, SharedRegion};
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
+use form_lookup::WantedForms;
 use lookup::{CacheQuery, LookupResult, Search};
 use outcome::{Answered, Encoded, PathError, facts_of};
 use routing::route;
@@ -491,6 +493,11 @@ impl Visit {
     /// decide: the answer if the stored response can be sent as it is, fresh or stale; otherwise the
     /// next stage.
     fn use_stored(&self, found: LookupResult) -> Result<Answered, NextStage> {
+        if let Some(form) = &found.form
+            && let Some(answered) = self.hit(found.hash, form, None)
+        {
+            return Ok(answered);
+        }
         let decision = self.query().decide(&found, self.context.received_at);
         let bytes_missing =
             |found| NextStage::Fetch(LookupResult { head: None, ..found }, Reason::BytesMissing);
@@ -553,6 +560,10 @@ impl Visit {
             place: &self.context.place,
             id: &self.context.id,
             group: self.context.group_name(),
+            forms: match self.is_for_storing_peer() {
+                true => WantedForms::None,
+                false => WantedForms::Preferred(self.accepted, self.context.received_at),
+            },
         }
     }
 

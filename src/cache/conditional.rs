@@ -507,7 +507,7 @@ mod tests {
     fn the_tag_of_a_form_matches_those_of_other_forms() {
         let mut form = stored(&[("cache-control", "max-age=9"), ("etag", "\"v~br.00000002\"")]);
         let coding = Some(Coding::Brotli);
-        form.form = Some(Box::new(Form { coding, source: 1, number: 2, is_hot: false }));
+        form.form = Some(Box::new(Form::new(coding, 1, 2)));
         let check = |name: &str, theirs: &str, expected: Selected| {
             let request = headers(&[(name, theirs)]);
             let limits = RangeLimits::default();

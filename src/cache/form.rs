@@ -6,6 +6,8 @@
 //!                 ╰ hash of the form ─▶ stored response, coded   valid while `source` is that one's object
 //! ```
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use http::header::CONTENT_LENGTH;
 
 use super::StoredResponse;
@@ -14,7 +16,7 @@ use crate::fields::FieldLines;
 use crate::labels::Coding;
 
 /// The mark of a stored response that was made from another one by coding or decoding its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Form {
     /// The coding of its content. `None`: none, the origin sent it coded.
     pub coding: Option<Coding>,
@@ -24,9 +26,45 @@ pub(crate) struct Form {
     pub number: u32,
     /// Whether it was coded again at a high level, because its source is requested often.
     pub is_hot: bool,
+    /// Where the store has written its source.
+    pub source_entry: SourceEntry,
+}
+
+/// The number of the entry on disk that a form's source has, which the store notes when it writes the form. 0: unknown.
+/// A clone is the mark of another form, of which it is unknown.
+#[derive(Debug, Default)]
+pub(crate) struct SourceEntry(AtomicU64);
+
+impl SourceEntry {
+    /// The number, or 0.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Notes the number.
+    pub(crate) fn set(&self, entry: u64) {
+        self.0.store(entry, Ordering::Release);
+    }
+}
+
+impl Clone for SourceEntry {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for SourceEntry {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
 }
 
 impl Form {
+    /// The mark of a form that was just made from the object `source`.
+    pub(crate) fn new(coding: Option<Coding>, source: u128, number: u32) -> Self {
+        Self { coding, source, number, is_hot: false, source_entry: SourceEntry::default() }
+    }
+
     /// The hash under which the form with this coding is stored, if the response that it is made from is under
     /// `source`. Only the lower half differs: the upper bits place both in the same directory.
     pub(crate) fn hash(source: KeyHash, coding: Option<Coding>) -> KeyHash {

@@ -42,7 +42,7 @@ pub(crate) use decide::{
 };
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fields::{answer, validation_fields};
-pub(crate) use form::Form;
+pub(crate) use form::{Form, SourceEntry};
 pub(crate) use invalidate::invalidates;
 pub(crate) use key::{CacheKey, KeyHash, UrlParts, cookie};
 pub(crate) use packed::SiteName;

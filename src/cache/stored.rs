@@ -109,8 +109,13 @@ impl Freshness {
 impl StoredResponse {
     /// The hash under which it is stored: its key's, or its variant's; mixed with its coding if it is a form.
     pub(crate) fn hash(&self) -> KeyHash {
-        let hash = variant_hash(&self.key, &self.variant);
+        let hash = self.source_hash();
         self.form.as_ref().map_or(hash, |form| Form::hash(hash, form.coding))
+    }
+
+    /// The hash of its key, or of its variant: under which its source is stored if it is a form.
+    pub(crate) fn source_hash(&self) -> KeyHash {
+        variant_hash(&self.key, &self.variant)
     }
 
     /// Whether it is stored under a key that `No-Vary-Search` shortened.

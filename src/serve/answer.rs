@@ -96,6 +96,9 @@ impl Visit {
         head: &Arc<StoredHead>,
         age: Duration,
     ) -> Option<(Reply, Content)> {
+        if head.response.form.is_some() {
+            return Some((self.select_aged(Source::Stored(head), age)?, Content::Negotiated));
+        }
         let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
         let wanted = if is_fixed { None } else { self.wanted_form(&head.response) };
         let mut is_whole = false;

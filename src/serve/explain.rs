@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::answer;
 use super::cookies::remove_cookie;
+use super::form_lookup::WantedForms;
 use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::region::{NextHop, PeerLink, SharedRegion, ShieldNodes};
@@ -101,6 +102,7 @@ impl Explainer {
             place: &place,
             id: &RequestId(0),
             group: group.map(|name| &**name),
+            forms: WantedForms::None,
         };
         let reply = match &rule.settings.action {
             Action::Redirect(redirect) => answer::redirect(redirect, &query.facts()),

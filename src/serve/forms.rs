@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, VARY};
+use http::header::{CONTENT_LENGTH, ETAG, VARY};
 use http::{HeaderValue, Method, StatusCode};
 
 use super::Visit;
@@ -28,7 +28,7 @@ impl Visit {
         head: &Arc<StoredHead>,
         coding: Option<Coding>,
     ) -> Option<Arc<StoredHead>> {
-        if !head.may_have_form(coding) || self.keeps_coding() {
+        if !head.may_have_form(coding) || self.query().keeps_coding() {
             return None;
         }
         match self.worker.store.form_now(head.hash(), head, coding) {
@@ -59,12 +59,6 @@ impl Visit {
 
     fn request_fields(&self) -> RequestFields<'_> {
         RequestFields { fields: &self.fields, accepted: self.accepted }
-    }
-
-    /// Whether the request forbids content in another coding than the stored one.
-    pub(super) fn keeps_coding(&self) -> bool {
-        let settings = &self.rule.settings.compression;
-        self.directives.no_transform || !settings.private && self.fields.contains_key(AUTHORIZATION)
     }
 
     /// How the content of a stored response is to be recoded for this request. `None` if it is not.
@@ -119,17 +113,22 @@ impl Visit {
         Some(self.worker.store.put_form(response, content))
     }
 
-    /// Offers the form that this request gets for coding at a higher level, if its source has had enough hits.
+    /// Offers the form that this request gets for coding at a higher level, if its source has had enough hits. `head`: the
+    /// stored response that was found, or the form of it.
     #[cold]
-    pub(super) fn offer_hot_form(&self, source: &StoredHead, hits: u32) {
+    pub(super) fn offer_hot_form(&self, head: &StoredHead, hits: u32) {
         let settings = &self.rule.settings.compression;
         if hits < settings.hot_requests {
             return;
         }
-        let Some(Some(coding)) = self.wanted_form(&source.response) else { return };
+        let coding = match &head.response.form {
+            Some(form) => form.coding,
+            None => self.wanted_form(&head.response).flatten(),
+        };
+        let Some(coding) = coding else { return };
         let level = settings.hot_codings.iter().find(|level| level.coding() == coding);
-        let Some(level) = level.filter(|_| source.offer_form(Some(coding))) else { return };
-        let (hash, object) = (source.hash(), source.object.get());
+        let Some(level) = level.filter(|_| head.offer_form(Some(coding))) else { return };
+        let (hash, object) = head.source();
         let form = self.worker.store.form_in_memory(hash, object, Some(coding));
         let candidate = HotForm { hash, object, level: *level };
         let is_done = form.is_some_and(|form| {
@@ -137,7 +136,7 @@ impl Visit {
                 || self.worker.hot_forms.offer(candidate)
         });
         if !is_done {
-            source.take_back_offer(Some(coding));
+            head.take_back_offer(Some(coding));
         }
     }
 
@@ -145,7 +144,7 @@ impl Visit {
     pub(super) fn new_form(&self, coding: Option<Coding>, source: u128) -> Form {
         // Any number that is not used again for this response.
         let number = (self.worker.next_request_id().0 >> 32) as u32;
-        Form { coding, source, number, is_hot: false }
+        Form::new(coding, source, number)
     }
 
     /// Whether the reply is to be sent with its content as it is stored, by the facts that all requests share. Adds

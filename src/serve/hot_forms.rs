@@ -156,7 +156,7 @@ impl HotForms {
     }
 
     async fn code(&self, form: HotForm, content_bytes_max: usize) -> HotFormOutcome {
-        let Some((source, old)) = self.find(form) else { return HotFormOutcome::Outdated };
+        let Some((source, old)) = self.find(form).await else { return HotFormOutcome::Outdated };
         let content = match self.content(&source, content_bytes_max).await {
             Ok(content) => content,
             Err(outcome) => return outcome,
@@ -171,7 +171,7 @@ impl HotForms {
         };
         drop(content);
         // Coding has taken long.
-        let Some((source, old)) = self.find(form).filter(|(_, now)| now.object == old.object)
+        let Some((source, old)) = self.find(form).await.filter(|(_, now)| now.object == old.object)
         else {
             return HotFormOutcome::Outdated;
         };
@@ -200,8 +200,8 @@ impl HotForms {
     }
 
     /// The source and its form, if both are stored, no purge covers them, and the form is not yet hot.
-    fn find(&self, form: HotForm) -> Option<(Arc<StoredHead>, Arc<StoredHead>)> {
-        let Record::Response(source) = self.store.in_memory(form.hash)? else { return None };
+    async fn find(&self, form: HotForm) -> Option<(Arc<StoredHead>, Arc<StoredHead>)> {
+        let Record::Response(source) = self.store.find(form.hash).await? else { return None };
         let is_same = source.object.get() == form.object && source.response.parts.is_none();
         if !is_same || self.store.purge_verdict(&source).is_some() {
             return None;

@@ -2,7 +2,8 @@
 //! may be used. Serving and explaining run the same steps.
 //!
 //! A [`Search`] decides which record to read next; its callers read it: from memory only, from memory
-//! and disk ([`Lookup::Find`]), or without effects on the store ([`Lookup::Peek`]).
+//! and disk ([`Lookup::Find`]), or without effects on the store ([`Lookup::Peek`]). Where memory does not have a response, a
+//! linked form of it (`form_lookup`) may end the search.
 //!
 //! ```text
 //! No-Vary-Search of the path ─▶ key ─┬ response ──────────────────────▶ LookupResult
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 use geo::Place;
 use http::{HeaderMap, Method};
 
+use super::form_lookup::WantedForms;
 use super::routing::url_parts;
 use crate::cache::range::RangeLimits;
 use crate::cache::vary::Candidate;
@@ -49,6 +51,8 @@ pub(super) struct CacheQuery<'a> {
     pub id: &'a RequestId,
     /// The group of the visitor, if the rule splits its visitors.
     pub group: Option<&'a str>,
+    /// The forms that may be found in place of their sources.
+    pub forms: WantedForms,
 }
 
 /// How a lookup reads the store.
@@ -69,6 +73,8 @@ pub(super) struct LookupResult {
     pub hash: KeyHash,
     /// The stored response (its head record) that the request selects.
     pub head: Option<Arc<StoredHead>>,
+    /// Instead of `head`: a form of that response that can be sent as it is, without reading the response.
+    pub form: Option<Arc<StoredHead>>,
     /// Whether upstream is asked to validate `head`. If false, `head` is only served stale, as far as
     /// the rules permit.
     pub validate: bool,
@@ -84,7 +90,7 @@ impl LookupResult {
 
     /// No stored response for this key.
     pub(super) fn none(key: CacheKey, absent: Reason) -> Self {
-        Self { hash: key.hash, key, head: None, validate: false, absent }
+        Self { hash: key.hash, key, head: None, form: None, validate: false, absent }
     }
 }
 
@@ -168,6 +174,24 @@ impl Search {
         }
     }
 
+    /// Whether a response, or a form of it, is that of the record to read next.
+    pub(super) fn fits(&self, query: &CacheQuery<'_>, head: &StoredHead) -> bool {
+        match &self.next {
+            NextRead::PathRule(_) => false,
+            NextRead::Key => query.unusable(&self.key, head).is_none(),
+            NextRead::Variant(variants) => {
+                variants.current.fits(&self.key, &head.response) && query.is_usable(head)
+            }
+        }
+    }
+
+    /// Ends the search with a form of the response whose record would be read next.
+    fn found_form(&mut self, form: Arc<StoredHead>) -> LookupResult {
+        // If some of its bytes have left the store by the time it is sent, the response is fetched.
+        let hash = form.response.source_hash();
+        LookupResult { form: Some(form), hash, ..self.none(Reason::BytesMissing) }
+    }
+
     fn next_variant(
         &mut self,
         query: &CacheQuery<'_>,
@@ -232,7 +256,10 @@ impl<'a> CacheQuery<'a> {
             let is_known = record.is_some()
                 || matches!(search.next, NextRead::PathRule(_)) && self.store.is_absent(hash);
             if !is_known {
-                return Err(Box::new(search));
+                return match self.form_in_memory(&search) {
+                    Some(form) => Ok(search.found_form(form)),
+                    None => Err(Box::new(search)),
+                };
             }
             if let Some(found) = search.advance(self, Ok(record)) {
                 return Ok(found);
@@ -244,7 +271,12 @@ impl<'a> CacheQuery<'a> {
     pub(super) async fn look_up(self, mut search: Search, mut lookup: Lookup<'_>) -> LookupResult {
         loop {
             let record = match &mut lookup {
-                Lookup::Find => self.store.look_up(search.hash()).await,
+                Lookup::Find => {
+                    if let Some(form) = self.form(&search).await {
+                        return search.found_form(form);
+                    }
+                    self.store.look_up(search.hash()).await
+                }
                 Lookup::Peek(read) => {
                     let record = self.store.peek(search.hash()).await;
                     read.extend(record.clone());

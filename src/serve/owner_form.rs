@@ -41,6 +41,6 @@ impl Visit {
         let is_coded = head.headers.get(CONTENT_ENCODING).is_some_and(|it| it == coding.as_str());
         let form_tag = head.headers.get(ETAG).filter(|_| is_coded && head.status == StatusCode::OK);
         let number = number_of_form(tag, coding, form_tag?.as_bytes())?;
-        Some((Form { coding: Some(coding), source: object, number, is_hot: false }, body))
+        Some((Form::new(Some(coding), object, number), body))
     }
 }

@@ -32,7 +32,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
-pub(super) use self::entry::{ENTRY_START, EntryLocation, EntryRead, NewEntry, SLOT_BYTES};
+pub(super) use self::entry::{
+    ENTRY_START, EntryId, EntryLocation, EntryRead, NewEntry, SLOT_BYTES,
+};
 
 use self::entry::{Batch, EntryStart, Slot, UNIT, UNITS_MAX, VALUE_MAX, units_of};
 use self::index::Index;
@@ -51,6 +53,8 @@ pub(super) struct Blocks {
     /// Whether the last attempt to allocate a block failed.
     lacks_space: AtomicBool,
     index: Index,
+    /// The sequence of each block's first entry in the block's present round; 0 if it has none.
+    first_sequences: Box<[AtomicU64]>,
     /// Locked while a batch is being written.
     ring: Mutex<WritePosition>,
 }
@@ -97,7 +101,18 @@ impl Blocks {
         let index = Index::new();
         let allocated = file.metadata()?.blocks() * 512 / block_bytes;
         let (usable, lacks_space) = (AtomicU64::new(allocated.min(blocks)), AtomicBool::new(false));
-        let this = Self { file, block_bytes, blocks, usable, reserve, lacks_space, index, ring };
+        let first_sequences = (0..blocks).map(|_| AtomicU64::new(0)).collect();
+        let this = Self {
+            file,
+            block_bytes,
+            blocks,
+            usable,
+            reserve,
+            lacks_space,
+            index,
+            first_sequences,
+            ring,
+        };
         this.recover()?;
         this.grow(1)?;
         if allocated < this.usable() {
@@ -159,6 +174,18 @@ impl Blocks {
     /// Where the entry under this hash is.
     pub(super) fn locate(&self, hash: u64) -> Option<EntryLocation> {
         self.index.get(hash)
+    }
+
+    /// The entry under this hash. Reads the index only.
+    pub(super) fn entry_id(&self, hash: u64) -> Option<EntryId> {
+        self.locate(hash).map(|location| self.id_at(location))
+    }
+
+    /// The id of the entry at a location that the index has.
+    pub(super) fn id_at(&self, location: EntryLocation) -> EntryId {
+        let block = location.offset() / self.block_bytes;
+        let first = self.first_sequences.get(block as usize);
+        EntryId::new(first.map_or(0, |first| first.load(Ordering::Acquire)), location)
     }
 
     /// Removes the entry under this hash from the index.
@@ -276,6 +303,9 @@ impl Blocks {
         }
         let end = start + self.block_bytes - (ring.slots + count) * SLOT;
         self.file.write_all_at(&slots, end)?;
+        if ring.slots == 0 {
+            self.first_sequences[ring.block as usize].store(ring.sequence, Ordering::Release);
+        }
         for slot in &batch.slots {
             let unit = start / UNIT + ring.units + u64::from(slot.unit);
             self.index.insert(slot.hash, EntryLocation::new(unit, slot.length));
@@ -336,7 +366,8 @@ impl Blocks {
         let mut blocks = self.used_blocks()?;
         blocks.sort_unstable();
         let mut ring = self.ring();
-        for (_, block) in blocks {
+        for (first_sequence, block) in blocks {
+            self.first_sequences[block as usize].store(first_sequence, Ordering::Release);
             let first = block * self.block_bytes / UNIT;
             let read = self.slots(block, |slot| {
                 let location = EntryLocation::new(first + u64::from(slot.unit), slot.length);

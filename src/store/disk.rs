@@ -29,7 +29,7 @@ use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::blocks::{Blocks, EntryLocation, EntryRead};
+use super::blocks::{Blocks, EntryId, EntryLocation, EntryRead};
 use super::body_bytes::BodyBytes;
 use super::census::Census;
 use super::layout;
@@ -41,6 +41,7 @@ use super::settings::{Directory, DiskReserve, Settings};
 use super::sites::{DiskUsage, Site};
 use super::space::bytes_text;
 use super::stat::{DirectoryStat, Service};
+use crate::cache::PurgeSequence;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::purge::Purges;
@@ -284,6 +285,20 @@ impl Disk {
         blocks.locate(hash_of(key)).is_some() || self.writing().contains_key(key)
     }
 
+    /// The entry that the index has under this key. `None` also while the directory is out of service, or if what was stored
+    /// at this sequence may be outdated.
+    pub(super) fn trusted_entry_id(
+        &self,
+        key: &PieceKey,
+        stored_at: PurgeSequence,
+    ) -> Option<EntryId> {
+        let is_trusted = stored_at.0 >= self.distrust_before.load(Ordering::Acquire);
+        if !is_trusted || self.out.load(Ordering::Acquire) {
+            return None;
+        }
+        self.blocks.load().as_ref()?.entry_id(hash_of(key))
+    }
+
     fn writing(&self) -> MutexGuard<'_, HashMap<PieceKey, Piece, PieceHasher>> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -433,7 +448,8 @@ impl Disk {
     }
 }
 
-fn hash_of(key: &PieceKey) -> u64 {
+/// The hash under which a directory's index has a piece.
+pub(super) fn hash_of(key: &PieceKey) -> u64 {
     PieceHasher.hash_one(key)
 }
 

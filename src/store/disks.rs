@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::blocks::EntryId;
 use super::disk::{Disk, DiskContext, WriteJob};
 use super::loads::LoadResult;
 use super::piece::Piece;
@@ -15,6 +16,7 @@ use super::piece_key::PieceKey;
 use super::settings::Settings;
 use super::sites::{DiskUsage, Site, Sites};
 use super::stat::DirectoryStat;
+use crate::cache::PurgeSequence;
 use crate::metrics::Metric;
 
 /// All directories.
@@ -58,6 +60,15 @@ impl Disks {
     /// Whether the piece is probably on disk. Looks at the index only.
     pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
         self.home(key).is_some_and(|disk| disk.may_contain(key))
+    }
+
+    /// The newest entry under the key, unless what was stored at this sequence may be outdated. Looks at the index only.
+    pub(super) fn trusted_entry_id(
+        &self,
+        key: &PieceKey,
+        stored_at: PurgeSequence,
+    ) -> Option<EntryId> {
+        self.home(key)?.trusted_entry_id(key, stored_at)
     }
 
     /// Whether the disk has a piece under the key that a newer piece must replace. `false` while

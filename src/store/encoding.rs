@@ -13,8 +13,9 @@
 //!                    [fields: count (4) name*   variants: count (4)
 //!                      [hash (16) others (8) language (text)]*]*
 //! kind 3   slice:    bytes
-//! kind 4   form:     coding (1: 0 none  1 zstd  2 br  3 gzip) source (16) number (4)  as a head
-//! kind 5   hot form: as kind 4
+//! kind 6   form:     coding (1: 0 none  1 zstd  2 br  3 gzip) source (16) number (4) source_entry (8; 0: unknown)
+//!                    as a head
+//! kind 7   hot form: as kind 6                       kinds 4, 5: as 6, 7 without source_entry, from older builds
 //! text     length (4)  bytes
 //! flags    1 heuristic  2 must_revalidate  4 no_cache  8 immutable
 //!          16 complete_length  32 parts  64 body inline       (language: empty is none)
@@ -37,7 +38,8 @@ use super::piece::Piece;
 use super::record::{ObjectId, Record, StoredHead, disk_state};
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{
-    Coding, Form, Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList,
+    Coding, Form, Freshness, KeyHash, PurgeSequence, SiteName, SourceEntry, StoredResponse,
+    VaryList,
 };
 use crate::fields::FieldSection;
 use crate::purge::Checkpoint;
@@ -96,11 +98,11 @@ impl Piece {
 
 fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
     match kind {
-        HEAD | FORM | HOT_FORM => {
+        HEAD | FORM | HOT_FORM | OLD_FORM | OLD_HOT_FORM => {
             let mut from = Decoder(payload);
             let form = match kind {
                 HEAD => None,
-                _ => Some(Box::new(decode_form(&mut from, kind == HOT_FORM)?)),
+                _ => Some(Box::new(decode_form(&mut from, kind)?)),
             };
             let head = decode_head(&mut from, form)?;
             Some(Piece::Record(Record::Response(Arc::new(head))))
@@ -244,12 +246,19 @@ fn encode_form(form: &Form, out: &mut Vec<u8>) {
     );
     out.extend_from_slice(&form.source.to_le_bytes());
     out.extend_from_slice(&form.number.to_le_bytes());
+    out.extend_from_slice(&form.source_entry.get().to_le_bytes());
 }
 
-fn decode_form(from: &mut Decoder, is_hot: bool) -> Option<Form> {
+fn decode_form(from: &mut Decoder, kind: u8) -> Option<Form> {
     let [coding] = from.array()?;
     let coding = *CODINGS.get(usize::from(coding))?;
-    Some(Form { coding, source: from.u128()?, number: from.u32()?, is_hot })
+    let (source, number) = (from.u128()?, from.u32()?);
+    let is_hot = matches!(kind, HOT_FORM | OLD_HOT_FORM);
+    let source_entry = SourceEntry::default();
+    if matches!(kind, FORM | HOT_FORM) {
+        source_entry.set(from.u64()?);
+    }
+    Some(Form { coding, source, number, is_hot, source_entry })
 }
 
 /// The length that an inline body must have: that of the complete body, or of its one part.
@@ -383,8 +392,11 @@ const VERSION: u8 = 2;
 const HEAD: u8 = 1;
 const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
-const FORM: u8 = 4;
-const HOT_FORM: u8 = 5;
+/// Forms that were written by builds that did not link them.
+const OLD_FORM: u8 = 4;
+const OLD_HOT_FORM: u8 = 5;
+const FORM: u8 = 6;
+const HOT_FORM: u8 = 7;
 /// The codings of forms, by their number on disk.
 const CODINGS: [Option<Coding>; Form::CODINGS] =
     [None, Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip)];
@@ -426,14 +438,28 @@ mod tests {
     #[test]
     fn a_form_comes_back_with_its_coding_and_source() {
         for (coding, is_hot) in CODINGS.into_iter().zip([false, true, false, true]) {
-            let form = Form { coding, source: 1 << 100, number: 0x1a2b_3c4d, is_hot };
+            let source_entry = SourceEntry::default();
+            source_entry.set(0x5e6f << 48);
+            let form = Form { coding, source: 1 << 100, number: 0x1a2b_3c4d, is_hot, source_entry };
             let mut head = tests::head("https://a/", PurgeSequence(7), 9);
             head.response.complete_length = Some(4);
-            head.response.form = Some(Box::new(form.clone()));
-            let encoded = encode(&piece(head));
+            head.response.form = Some(Box::new(form));
+            let original = piece(head);
+            let encoded = encode(&original);
             assert_eq!(encoded[..2], [VERSION, if is_hot { HOT_FORM } else { FORM }]);
             let back = decode(&encoded);
-            assert_eq!(head_of(&back).response.form.as_deref(), Some(&form));
+            assert_eq!(head_of(&back).response.form, head_of(&original).response.form);
+            // As builds that did not link forms wrote it.
+            let mut older = encoded.clone();
+            let entry_at = START_BYTES + 1 + 16 + 4;
+            older.drain(entry_at..entry_at + 8);
+            older[1] = if is_hot { OLD_HOT_FORM } else { OLD_FORM };
+            let length = (older.len() - START_BYTES) as u32;
+            older[2..6].copy_from_slice(&length.to_le_bytes());
+            let older = decode(&older);
+            let older = head_of(&older).response.form.as_deref().expect("a form");
+            assert_eq!((older.coding, older.is_hot), (coding, is_hot));
+            assert_eq!((older.number, older.source_entry.get()), (0x1a2b_3c4d, 0));
             let mut unknown = encoded.clone();
             unknown[START_BYTES] = CODINGS.len() as u8;
             assert!(matches!(decode(&unknown), Piece::Unknown));

@@ -4,6 +4,7 @@
 //! bits 0–3   absent    no form with the coding is worth a lookup
 //! bits 4–7   present   a form with the coding has been in memory: it leaves memory with its source
 //! bits 8–11  offered   the form has been offered for coding at a higher level
+//! bit 12     written again   of a form: it has been written again, to link it to its source
 //! ```
 //!
 //! One bit of each four for each coding, by [`Form::index`]. A record that is read from disk has none.
@@ -57,6 +58,11 @@ impl FormMarks {
         self.0.fetch_and(!(OFFERED << Form::index(coding)), Ordering::Relaxed);
     }
 
+    /// Marks this form as written again. Returns whether it was not before.
+    pub(super) fn set_written_again(&self) -> bool {
+        self.0.fetch_or(WRITTEN_AGAIN, Ordering::Relaxed) & WRITTEN_AGAIN == 0
+    }
+
     fn has(&self, bit: u16) -> bool {
         self.0.load(Ordering::Relaxed) & bit != 0
     }
@@ -65,5 +71,6 @@ impl FormMarks {
 const ABSENT: u16 = 1;
 const PRESENT: u16 = 1 << Form::CODINGS;
 const OFFERED: u16 = PRESENT << Form::CODINGS;
+const WRITTEN_AGAIN: u16 = OFFERED << Form::CODINGS;
 
-const _: () = assert!(3 * Form::CODINGS <= u16::BITS as usize);
+const _: () = assert!(3 * Form::CODINGS < u16::BITS as usize);

@@ -52,7 +52,7 @@ impl Store {
                 self.tiers.load_cached(key, None).ok().flatten()?.into_record()?
             }
         };
-        form_of(record, source, coding)
+        self.form_of(record, source, coding)
     }
 
     /// As [`Store::form_now`], and waits for the disk. A form that cannot be read is made again.
@@ -62,7 +62,7 @@ impl Store {
         source: &StoredHead,
         coding: Option<Coding>,
     ) -> Option<StoredForm> {
-        form_of(self.find(Form::hash(hash, coding)).await?, source, coding)
+        self.form_of(self.find(Form::hash(hash, coding)).await?, source, coding)
     }
 
     /// The form in memory that was made from the object `source`, which is, or will be, stored under `hash`.
@@ -94,17 +94,23 @@ impl Store {
     ) -> Arc<StoredHead> {
         self.replace(outdated, response)
     }
-}
 
-fn form_of(record: Record, source: &StoredHead, coding: Option<Coding>) -> Option<StoredForm> {
-    let Record::Response(form) = record else { return None };
-    if !form.is_form_of(source) {
-        return None;
+    fn form_of(
+        &self,
+        record: Record,
+        source: &StoredHead,
+        coding: Option<Coding>,
+    ) -> Option<StoredForm> {
+        let Record::Response(form) = record else { return None };
+        if !form.is_form_of(source) {
+            return None;
+        }
+        source.form_marks.set_present(coding);
+        let time = |head: &StoredHead| head.response.freshness.response_time;
+        if time(&form) != time(source) {
+            return Some(StoredForm::Outdated(form));
+        }
+        self.link_again(source, &form);
+        Some(StoredForm::Current(form))
     }
-    source.form_marks.set_present(coding);
-    let time = |head: &StoredHead| head.response.freshness.response_time;
-    Some(match time(&form) == time(source) {
-        true => StoredForm::Current(form),
-        false => StoredForm::Outdated(form),
-    })
 }

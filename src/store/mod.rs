@@ -22,6 +22,7 @@ mod evictions; // pieces that leave memory
 mod form_marks; // what a stored response remembers of its forms
 mod forms; // coded and decoded forms of stored responses
 mod layout; // the files of a directory
+mod linked_forms; // forms that are used without their sources
 mod loads; // reads from disk in progress
 mod newest_objects; // detects parts of an outdated object
 mod open; // locks, tasks and gauges of a store

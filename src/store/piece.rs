@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::record::{ENTRY_OVERHEAD, Record};
+use super::record::{ENTRY_OVERHEAD, Record, StoredHead};
 use super::sites::{Site, Sites};
 use crate::cache::VaryList;
 use crate::cache::vary::Variant;
@@ -44,6 +44,14 @@ impl Piece {
                 Self::slice(bytes.clone(), wanted.load(Ordering::Relaxed), site.clone())
             }
             Self::Unknown => Self::Unknown,
+        }
+    }
+
+    /// The form that it is.
+    pub(super) fn as_form(&self) -> Option<&StoredHead> {
+        match self {
+            Self::Record(Record::Response(head)) => head.response.form.is_some().then_some(&**head),
+            Self::Record(Record::Variants(_)) | Self::Slice(_) | Self::Unknown => None,
         }
     }
 

@@ -67,6 +67,14 @@ impl StoredHead {
         self.response.hash()
     }
 
+    /// The hash and the object of the response as the origin sent it: its own, or those of its source if it is a form.
+    pub(crate) fn source(&self) -> (KeyHash, u128) {
+        match self.response.form.as_deref() {
+            None => (self.hash(), self.object.0),
+            Some(form) => (self.response.source_hash(), form.source),
+        }
+    }
+
     /// Whether it is a copy of another node's response, or a form of one: it is never written to disk.
     #[inline]
     pub(crate) fn is_copy(&self) -> bool {

@@ -26,6 +26,7 @@ mod harness;
 mod hostile;
 mod hot_forms;
 mod http2;
+mod linked_forms;
 mod migrate;
 mod mirror;
 mod misdirected;

@@ -205,3 +205,28 @@ fn what_is_too_long_for_a_block_is_left_out() {
         "one block is no ring"
     );
 }
+
+/// A ring of entries that are all of the same length writes each of them to the same place round after round.
+#[test]
+fn an_entry_has_an_id_of_its_own_in_each_round_and_keeps_it_after_a_restart() {
+    let (_directory, path) = file();
+    let mut blocks = open(&path);
+    let round = |blocks: &Blocks, version: u64| {
+        for number in 0..u128::from(FILE / BLOCK) {
+            write(blocks, &[(number, bytes(number, version, 40_000))]).unwrap();
+        }
+    };
+    let mut seen = std::collections::HashSet::new();
+    let mut locations = Vec::new();
+    for version in 0..4 {
+        round(&blocks, version);
+        locations.push(blocks.locate(hash(3)).unwrap());
+        let id = blocks.entry_id(hash(3)).unwrap();
+        assert!(seen.insert(id.get()), "the id of another round");
+        blocks = open(&path);
+        assert_eq!(blocks.entry_id(hash(3)), Some(id), "after a restart");
+    }
+    assert!(locations.iter().all(|location| *location == locations[0]), "the test tests nothing");
+    blocks.forget(hash(3));
+    assert_eq!(blocks.entry_id(hash(3)), None);
+}

@@ -1,12 +1,15 @@
 //! The queue of one directory, and the task that writes it in batches.
 
+use std::io;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::super::blocks::{ENTRY_START, NewEntry, SLOT_BYTES};
+use super::super::blocks::{Blocks, ENTRY_START, NewEntry, SLOT_BYTES};
+use super::super::linked_forms::link;
 use super::super::piece::Piece;
+use super::super::piece_key::PieceKey;
 use super::{Disk, WriteJob, hash_of};
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
@@ -47,13 +50,8 @@ impl Disk {
         self.writing().extend(shared);
         let pieces: Vec<_> = batch.iter().map(|job| (job.key, job.piece.share())).collect();
         let writer = blocks.clone();
-        let writing = self.context.background.spawn_blocking(move || {
-            let entries: Vec<_> = pieces
-                .iter()
-                .map(|(key, piece)| NewEntry { hash: hash_of(key), key, piece })
-                .collect();
-            writer.write(&entries)
-        });
+        let writing =
+            self.context.background.spawn_blocking(move || write_pieces(&writer, &pieces));
         let written = tokio::time::timeout(self.deadline, writing).await;
         // A key that is missing here was forgotten during the write.
         let valid = std::mem::take(&mut *self.writing());
@@ -114,6 +112,21 @@ pub(super) async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<WriteJ
         }
         disk.write_batch(batch).await;
     }
+}
+
+/// Writes pieces and returns the number of bytes written. Forms come last: a form can only be linked to a source that is
+/// in the index.
+fn write_pieces(blocks: &Blocks, pieces: &[(PieceKey, Piece)]) -> io::Result<u64> {
+    let (mut forms, mut others) = (Vec::new(), Vec::new());
+    for (key, piece) in pieces {
+        let entries = if piece.as_form().is_some() { &mut forms } else { &mut others };
+        entries.push(NewEntry { hash: hash_of(key), key, piece });
+    }
+    // Also if the sources cannot be written: an older form is never taken for a new one.
+    forms.iter().for_each(|form| blocks.forget(form.hash));
+    let written = blocks.write(&others)?;
+    forms.iter().filter_map(|entry| entry.piece.as_form()).for_each(|form| link(blocks, form));
+    Ok(written + blocks.write(&forms)?)
 }
 
 fn log_failure(error: &dyn std::error::Error, pieces: usize) {

@@ -20,7 +20,7 @@ fn hash(url: &str) -> KeyHash {
 }
 
 fn form_of(source: &StoredHead, coding: Option<Coding>) -> StoredResponse {
-    let form = Form { coding, source: source.object.get(), number: 7, is_hot: false };
+    let form = Form::new(coding, source.object.get(), 7);
     StoredResponse { form: Some(Box::new(form)), complete_length: None, ..source.response.clone() }
 }
 

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use super::*;
 use crate::cache::{Coding, Form, KeyHash};
 
-const BR: Option<Coding> = Some(Coding::Brotli);
-const URL: &str = "https://a/";
+pub(super) const BR: Option<Coding> = Some(Coding::Brotli);
+pub(super) const URL: &str = "https://a/";
 
-fn hash() -> KeyHash {
+pub(super) fn hash() -> KeyHash {
     CacheKey::new(URL).hash
 }
 
 /// The stored response of a form of `source`.
-fn form_of(source: &StoredHead, coding: Option<Coding>) -> StoredResponse {
-    let form = Form { coding, source: source.object.get(), number: 7, is_hot: false };
+pub(super) fn form_of(source: &StoredHead, coding: Option<Coding>) -> StoredResponse {
+    let form = Form::new(coding, source.object.get(), 7);
     StoredResponse { form: Some(Box::new(form)), complete_length: None, ..source.response.clone() }
 }
 
-async fn write_form(here: &Store, source: &StoredHead, body: &Bytes) -> Arc<StoredHead> {
+pub(super) async fn write_form(here: &Store, source: &StoredHead, body: &Bytes) -> Arc<StoredHead> {
     let mut writer = here.writer(form_of(source, BR));
     writer.push(body.clone()).await.unwrap();
     writer.finish().await.unwrap()

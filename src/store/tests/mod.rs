@@ -4,6 +4,7 @@ mod bench;
 mod copies;
 mod crash;
 mod forms;
+mod linked_forms;
 
 use std::fs::File;
 use std::path::Path;

@@ -191,3 +191,14 @@ pub fn exchange(address: SocketAddr, host: &str, target: &str, fields: &[&str]) 
 fn truncated() -> std::io::Error {
     std::io::ErrorKind::UnexpectedEof.into()
 }
+
+/// The current value of a metric in `/metrics` of the admin API, summed over its labels. `name` may restrict the first
+/// labels: `skerry_x_total{kind="a"`.
+pub fn metric(admin: SocketAddr, name: &str) -> f64 {
+    let metrics = exchange(admin, "localhost", "/metrics", &[]);
+    let text = metrics.text();
+    let lines = text.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ',', '}']))
+    });
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}

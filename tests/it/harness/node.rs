@@ -9,7 +9,7 @@ use skerry::config::{self, Flags};
 use skerry::{Clock, Node};
 use tempfile::TempDir;
 
-use super::client::{Client, Request, Response, exchange};
+use super::client::{Client, Request, Response, exchange, metric};
 use super::until;
 
 /// A running node and its temporary folder with configuration, access log and cache. Dropping it stops the
@@ -109,11 +109,7 @@ impl Edge {
     /// The current value of a metric in `/metrics`, summed over its labels. `name` may restrict the first
     /// labels: `skerry_x_total{kind="a"`.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.admin("GET", "/metrics", "");
-        let lines = text.text().lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ',', '}']))
-        });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        metric(self.admin, name)
     }
 
     /// Waits until the access log has at least `count` lines and returns all.

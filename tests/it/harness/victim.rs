@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use super::client::metric;
+
 /// A node in a child process, which is killed on drop. The caller owns its folder.
 pub struct Victim {
     pub address: SocketAddr,
@@ -50,6 +52,11 @@ impl Victim {
             admin.expect("the loop ends with an address"),
         );
         Self { address, admin, child }
+    }
+
+    /// As [`super::Edge::metric`].
+    pub fn metric(&self, name: &str) -> f64 {
+        metric(self.admin, name)
     }
 
     /// Kills the process (SIGKILL).
