@@ -219,6 +219,7 @@ table! {
     DnsServerLogDropped, Counter, "dns_server_query_log_dropped", "Lines of the query log dropped because the writer fell behind.";
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     PeerConnections, Gauge, "peer_connections", "Open connections of other nodes of the fleet.";
+    PeerConnectionsAged, Counter, "peer_connections_aged", "Connections of other nodes of the fleet that were closed at the age peers.connection_age.";
     PeerRequests, Gauge, "peer_requests_in_flight", "Requests of other nodes of the fleet that are being answered.";
     PeerChecks, Counter, "peer_checks", "Checks whether a node lives that the bus says nothing of, by outcome.",
         "outcome" = &["passed", "failed"];

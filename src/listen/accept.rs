@@ -447,6 +447,9 @@ where
             let mut traffic = Traffic::default();
             for connection in &*self.connections.borrow() {
                 connection.check(now, draining);
+                if connection.check_age(now) {
+                    self.recorder.count(Metric::PeerConnectionsAged);
+                }
                 traffic += connection.take_traffic();
             }
             self.count_traffic(traffic);

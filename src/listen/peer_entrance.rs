@@ -58,7 +58,9 @@ impl PeerEntrance {
 
     /// The limits of a connection of a peer. `clients`: those of a client.
     pub(super) fn connection_limits(&self, clients: &Limits) -> Arc<Limits> {
+        let peers = self.limits.load();
         Arc::new(Limits {
+            age_max: Some(peers.connection_age),
             requests_per_connection_max: None,
             // The peer has added fields to those that its client may send.
             header_bytes_max: clients.header_bytes_max + ADDED_BYTES,
@@ -68,7 +70,7 @@ impl PeerEntrance {
             // A slow client of the peer is the peer's to judge; keep-alive probes find a peer that is gone.
             body_rate_min: 0,
             h2: H2Limits {
-                streams_max: self.limits.load().streams_max,
+                streams_max: peers.streams_max,
                 requests_per_second_max: None,
                 // A peer cancels a request whenever its client does.
                 resets_per_10s_max: u32::MAX,

@@ -150,6 +150,8 @@ pub(crate) struct Limits {
     pub connections_per_address_max: usize,
     /// TLS handshakes in progress on the node. Further connections are closed as soon as they are accepted.
     pub handshakes_max: usize,
+    /// The age at which a connection is closed gracefully. `None`: it has no limit. Connections of peers have one.
+    pub age_max: Option<Duration>,
     /// Requests on one connection before it is closed gracefully; `None` for no limit. A limit distributes
     /// long-lived clients over the workers anew.
     pub requests_per_connection_max: Option<u64>,
@@ -186,6 +188,7 @@ impl Default for Limits {
             connections_max: 100_000,
             connections_per_address_max: 1_000,
             handshakes_max: 4_096,
+            age_max: None,
             requests_per_connection_max: None,
             header_bytes_max: 32 << 10,
             headers_max: 100,

@@ -159,6 +159,8 @@ pub(super) struct ConnectionState {
     pub(super) limits: Arc<Limits>,
     /// Its index in the worker's list.
     pub(super) slot: Cell<usize>,
+    /// The time from the worker's start to that of the connection.
+    opened: Duration,
     shutdown: Cell<Option<Shutdown>>,
     waker: RefCell<Option<Waker>>,
     /// Requests so far.
@@ -193,6 +195,7 @@ impl ConnectionState {
             activity: Activity::new(),
             limits,
             slot: Cell::new(0),
+            opened: now,
             shutdown: Cell::new(None),
             waker: RefCell::new(None),
             requests: Cell::new(0),
@@ -280,6 +283,17 @@ impl ConnectionState {
     /// Whether the connection has had [`Limits::requests_per_connection_max`] requests.
     pub(super) fn is_used_up(&self) -> bool {
         self.limits.requests_per_connection_max.is_some_and(|max| self.requests.get() >= max)
+    }
+
+    /// Tells the connection to finish its requests and close, once it has the age [`Limits::age_max`]. True at that
+    /// moment. `now` is the time since the worker's start.
+    pub(super) fn check_age(&self, now: Duration) -> bool {
+        let is_old = self.limits.age_max.is_some_and(|max| now.saturating_sub(self.opened) >= max);
+        let is_aged_now = is_old && self.shutdown.get().is_none();
+        if is_aged_now {
+            self.shut_down(Shutdown::Graceful);
+        }
+        is_aged_now
     }
 
     fn end_request(&self) {
@@ -434,6 +448,18 @@ mod tests {
         }
         state.check(secs(11), false);
         assert_eq!(state.shutdown(), Some(Shutdown::Now(ConnectionTimeout::Header)));
+    }
+
+    #[test]
+    fn an_old_connection_finishes_its_requests_and_closes() {
+        let limits = Limits { age_max: Some(secs(600)), ..Limits::default() };
+        let state = ConnectionState::new(Arc::new(limits), secs(100));
+        let _request = state.begin_request();
+        assert!(!state.check_age(secs(699)) && state.shutdown().is_none());
+        assert!(state.check_age(secs(700)), "it is old now");
+        assert_eq!(state.shutdown(), Some(Shutdown::Graceful));
+        assert!(!state.check_age(secs(701)), "it was told already");
+        assert!(!self::state().check_age(secs(1_000_000)), "a client's connection has no age");
     }
 
     #[test]

@@ -81,9 +81,12 @@ fn next_region(
     (client, is_new): (&Arc<ClientConfig>, bool),
     clock: &Clock,
 ) -> Region {
-    let ask = config.peers.ask;
+    let (ask, age_max) = (config.peers.ask, config.peers.limits.connection_age);
     let is_kept = |link: &&Arc<PeerLink>| {
-        !is_new && before.settings.deadline == ask.deadline && link.address.port() != 0
+        !is_new
+            && before.settings.deadline == ask.deadline
+            && link.pool.settings().keep_alive.age_max == age_max
+            && link.address.port() != 0
     };
     let regions: Vec<_> = config.routes.shield_regions().chain([&before.name]).collect();
     let links = Region::peers_in(&table, &before.node, &regions).filter_map(|(peer, address)| {
@@ -97,7 +100,7 @@ fn next_region(
             true => ask.deadline * DEADLINES_MAX,
             false => (ask.deadline * DEADLINES_MAX).max(OPENING_FAR),
         };
-        let definition = definition(name, address, client, opening);
+        let definition = definition(name, address, client, (opening, age_max));
         let built = Pools::default().reload(&[definition]);
         let pool = built.ok().and_then(|(pools, _)| pools.iter().next().cloned());
         let Some(pool) = pool else {
@@ -119,12 +122,12 @@ fn next_region(
 
 /// The pool of one peer. The peer keeps the deadlines of the origin, and PINGs find out whether it lives; so
 /// this node sets none but that of the acknowledgement, which a connection to a slow peer may use up, and never tries
-/// twice. `opening`: the time for a connection.
+/// twice. `opening`: the time for a connection; `age_max`: its age at which it gets no further request.
 fn definition(
     name: &Arc<str>,
     address: std::net::SocketAddr,
     client: &Arc<ClientConfig>,
-    opening: Duration,
+    (opening, age_max): (Duration, Duration),
 ) -> PoolDefinition {
     let origin = Origin {
         address: Some(address.ip()),
@@ -145,6 +148,7 @@ fn definition(
         keep_alive: KeepAlive {
             ping_after: PING_AFTER,
             ping_timeout: PING_TIMEOUT,
+            age_max,
             ..KeepAlive::default()
         },
         retry: Retry { on: RetryOn::default(), attempts_max: Some(1), ..Retry::default() },

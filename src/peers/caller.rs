@@ -89,11 +89,7 @@ impl PeerCaller {
             .header(NODE, &*self.own)
             .body(())
             .expect("names of nodes are DNS names");
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let mut connection = connection.ready().await?;
+        let mut connection = self.ready_connection().await?;
         let (answer, mut stream) = connection.send_request(request, content.is_empty())?;
         if !content.is_empty() {
             stream.send_data(content, true)?;
@@ -110,6 +106,16 @@ impl PeerCaller {
         }
         self.connection = Some(connection);
         Ok((head.status, content.freeze()))
+    }
+
+    /// The connection that is kept, unless the peer has closed it since the last call, or a new one.
+    async fn ready_connection(&mut self) -> Result<SendRequest<Bytes>, PeerCallError> {
+        if let Some(kept) = self.connection.take()
+            && let Ok(ready) = kept.ready().await
+        {
+            return Ok(ready);
+        }
+        Ok(self.connect().await?.ready().await?)
     }
 
     async fn connect(&self) -> Result<SendRequest<Bytes>, PeerCallError> {

@@ -17,7 +17,7 @@ pub(crate) struct Settings {
     pub announced: Option<SocketAddr>,
     /// The certificate of this node, and the authority of the fleet.
     pub files: PeerFiles,
-    /// Limits of all peers together.
+    /// Limits of peers.
     pub limits: PeerLimits,
     /// Nodes that are peers without a bus: name and address of each, sorted by name. This node may be among them.
     pub nodes: Vec<(Arc<str>, SocketAddr)>,
@@ -53,7 +53,7 @@ pub(crate) struct PeerFiles {
     pub ca: PathBuf,
 }
 
-/// Limits of all peers together. Each has a metric for when it is reached.
+/// Limits of peers. Each has a metric for when it is reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct PeerLimits {
     /// Open connections from peers. Further ones are closed as soon as they are accepted.
@@ -62,6 +62,9 @@ pub(crate) struct PeerLimits {
     pub streams_max: u32,
     /// Requests in flight from all peers. Further ones are refused, so that the peer asks another node.
     pub requests_max: usize,
+    /// The age at which a connection between two nodes gets no further requests: the next connection checks the
+    /// certificates of both anew. 1 s to 24 h.
+    pub connection_age: Duration,
 }
 
 /// How a node asks its peers.
@@ -88,7 +91,12 @@ impl Default for AskSettings {
 
 impl Default for PeerLimits {
     fn default() -> Self {
-        Self { connections_max: 1024, streams_max: 256, requests_max: 10_000 }
+        Self {
+            connections_max: 1024,
+            streams_max: 256,
+            requests_max: 10_000,
+            connection_age: Duration::from_secs(600),
+        }
     }
 }
 

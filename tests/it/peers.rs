@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 
@@ -46,6 +47,7 @@ fn a_peer_is_believed_what_it_says_of_its_client() {
     let fields = [
         ("skerry-hop", &*hop_to(&edge, "edge-2", url)),
         ("x-forwarded-for", "203.0.113.9"),
+        ("cdn-loop", "skerry"),
         ("skerry-new", "1"),
     ];
     let answer = peer.ask("GET", url, &fields).expect("an answer");
@@ -211,6 +213,28 @@ fn new_certificates_are_used_without_a_restart() {
     assert!(edge.metric(&name) > 1e9, "its end is in the metrics");
     let reports = edge.admin("GET", "/certificates", "");
     assert!(reports.text().contains("edge.pem"), "{}", reports.text());
+}
+
+#[test]
+fn a_certificate_that_expires_ends_its_connections_within_their_age() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
+    let authority = FleetAuthority::new();
+    authority.issue(&["edge"], 0);
+    // Long enough for the first request on a busy machine.
+    let until_expired = Duration::from_secs(8);
+    authority.issue_for(until_expired, &["edge-2"], SystemTime::now());
+    let edge = edge(&authority, &origin, "connection_age = \"1s\"\n");
+    let peer = connect(&edge, &authority, "edge-2");
+    let own = hop_to(&edge, "edge-2", "http://edge.test/a");
+    let ask = |peer: &PeerClient| peer.ask("GET", "http://edge.test/a", &[("skerry-hop", &own)]);
+    assert_eq!(ask(&peer).expect("it is valid").status.as_u16(), 200);
+    until("its connection has ended", || ask(&peer).is_err());
+    assert!(edge.metric("skerry_peer_connections_aged_total") >= 1.0);
+    until("it is refused", || {
+        let again = PeerClient::connect(edge.node.peers[0], authority.identity(Some("edge-2")));
+        again.and_then(|peer| ask(&peer)).is_err()
+    });
+    until("its refusal is counted", || refusals(&edge, "expired") >= 1.0);
 }
 
 #[test]

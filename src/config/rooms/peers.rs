@@ -21,6 +21,8 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     section.read_within("connections_max", &mut limits.connections_max, 1..);
     section.read_within("streams_max", &mut limits.streams_max, 1..=10_000);
     section.read_within("requests_max", &mut limits.requests_max, 1..);
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    section.read_within("connection_age", &mut limits.connection_age, least..=most);
     read_static_peers(section, peers);
     let ask = &mut peers.ask;
     let (least, most) = (Duration::from_millis(10), Duration::from_secs(10));

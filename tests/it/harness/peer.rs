@@ -34,14 +34,18 @@ impl FleetAuthority {
 
     /// Makes certificates that are valid for 30 days, `age` days ago.
     pub fn issue(&self, names: &[&str], age: u32) {
-        let day = Duration::from_secs(86_400);
+        self.issue_for(30 * DAY, names, SystemTime::now() - age * DAY);
+    }
+
+    /// Makes certificates that are valid for `lifetime` from `now` on.
+    pub fn issue_for(&self, lifetime: Duration, names: &[&str], now: SystemTime) {
         let order = CertificateOrder {
             directory: self.0.path().to_owned(),
             names: names.iter().map(|name| (*name).to_owned()).collect(),
-            lifetime: 30 * day,
-            authority_lifetime: 3650 * day,
+            lifetime,
+            authority_lifetime: 3650 * DAY,
         };
-        issue_certificates(&order, SystemTime::now() - age * day).expect("certificates");
+        issue_certificates(&order, now).expect("certificates");
     }
 
     /// The `[peers]` of a node with this name, on a free port.
@@ -96,6 +100,8 @@ impl FleetAuthority {
         config.into()
     }
 }
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// A node that answers each path as a script says, and records what it was asked.
 pub struct ScriptedPeer {
