@@ -552,6 +552,8 @@ impl Visit {
     fn query(&self) -> CacheQuery<'_> {
         CacheQuery {
             store: &self.worker.store,
+            gate: &self.plan.gate,
+            connection: &self.context.connection,
             rule: &self.rule,
             request: &self.request,
             method: &self.context.request.method,

@@ -99,6 +99,14 @@ pub(super) fn add_fields(
     }
 }
 
+/// Whether this node adds the field to requests for origins.
+pub(super) fn adds(settings: &Settings, name: &HeaderName) -> bool {
+    let is_x_forwarded = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST].contains(name);
+    settings.send_x_forwarded && is_x_forwarded
+        || settings.send_forwarded && *name == FORWARDED
+        || *name == CDN_LOOP
+}
+
 /// Appends to a list field and joins its lines into one, because some origins read only the first.
 fn add_to_list(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
     match headers.entry(name) {

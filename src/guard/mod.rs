@@ -60,8 +60,8 @@ pub(crate) struct Settings {
     pub send_x_forwarded: bool,
     /// The CDN's name in `CDN-Loop` (RFC 8586), the same on all nodes of a fleet.
     pub cdn_id: String,
-    /// A request whose `CDN-Loop` contains `cdn_id` this many times is refused with 508. Each node
-    /// on the way adds one.
+    /// A client's request whose `CDN-Loop` contains `cdn_id` this many times is refused with 508. The node that the
+    /// client asks adds one, and the nodes that this one asks as peers add none.
     pub loop_hops_max: usize,
     /// Networks that may purge with the method `PURGE`. Empty by default: `PURGE` is then forwarded to
     /// the origin like any unknown method.

@@ -120,7 +120,9 @@ impl Gate {
             return Err(Refusal::Misdirected);
         }
         let target = target(request, self.settings.merge_slashes)?;
+        // A peer has checked the request of its client, and counts its hops in `Skerry-Hop`.
         if present.cdn_loop
+            && !is_peer
             && forwarded::loop_hops(headers, &self.settings.cdn_id) >= self.settings.loop_hops_max
         {
             return Err(Refusal::Loop);
@@ -160,8 +162,8 @@ impl Gate {
     }
 
     /// Adds `X-Forwarded-*` or `Forwarded`, and `CDN-Loop`, to a request for an origin or a peer. Called only
-    /// when a request is forwarded, because a hit does not need the fields. A request of a peer gets only
-    /// `CDN-Loop`: the origin sees the same fields whichever node of the fleet asks it.
+    /// when a request is forwarded, because a hit does not need the fields. A request of a peer has them already: the
+    /// origin sees the same fields whichever node of the fleet asks it.
     pub(crate) fn add_forwarding_fields(
         &self,
         request: &Normalised,
@@ -170,8 +172,13 @@ impl Gate {
     ) {
         if connection.requester != Requester::Peer {
             forwarded::add_fields(&self.settings, request, connection, headers);
+            headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
         }
-        headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
+    }
+
+    /// Whether [`Gate::add_forwarding_fields`] adds this field.
+    pub(crate) fn adds(&self, name: &HeaderName) -> bool {
+        forwarded::adds(&self.settings, name)
     }
 
     /// The settings passed to [`Gate::new`].

@@ -1,6 +1,7 @@
 //! An exchange with upstream on behalf of one or many requests, and what is done with its response. It
 //! may outlive the client that caused it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
+use super::added_fields::{Sender, SentRequest};
 use super::asking::{AfterHop, Asker, HopPlan, Received};
 use super::hop_body::SendToNextHop;
 use super::lookup::CODINGS;
@@ -54,8 +56,8 @@ pub(super) struct Job {
     pub method: Method,
     /// The request fields after the gate.
     pub fields: Rc<HeaderMap>,
-    /// The request fields by which `Vary` selects, as the origin gets them.
-    pub selecting: Rc<HeaderMap>,
+    /// The facts from which fields are added to the request.
+    pub sender: Sender,
     /// The stored response that is being validated.
     pub stale: Option<Arc<StoredHead>>,
     /// Whether a stale response may be served in place of an upstream error.
@@ -196,6 +198,11 @@ impl Job {
                 }
             }
         }
+    }
+
+    /// The request as its origin sees it.
+    fn sent(&self) -> SentRequest<'_> {
+        self.sender.sent(&self.rule, &self.fields, &self.request)
     }
 
     /// Stores the whole response, which followers read meanwhile.
@@ -407,9 +414,13 @@ impl Job {
             }
         }
         let site = &*self.site.name;
+        let selecting = match Vary::of(response.headers()) {
+            Vary::Fields(names) => self.sent().selecting_fields(&names),
+            Vary::Nothing | Vary::Star => Cow::Borrowed(&*self.fields),
+        };
         let place = StorageContext {
             key: &self.key,
-            selecting: &self.selecting,
+            selecting: &selecting,
             codings: CODINGS,
             site,
             sequence,
@@ -482,8 +493,9 @@ impl Job {
             Some(Record::Variants(list)) => VaryList::clone(&list),
             _ => VaryList::default(),
         };
-        let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, CODINGS);
-        let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, CODINGS);
+        let selecting = self.sent().selecting_fields(&fields);
+        let (hash, _) = cache::variant_key(&key, &fields, &selecting, CODINGS);
+        let variant = Variant::new(hash, &fields, &selecting, &stored.headers, CODINGS);
         for dropped in list.add(&fields, variant, self.rule.settings.cache.variants_max) {
             self.worker.recorder.count(Metric::VariantsDropped);
             store.forget(dropped);

@@ -1,7 +1,7 @@
 //! "Why would this be a hit or a miss?" Runs the stages of [`super::serve`] up to *decide* for a request
 //! that is only described, through the same functions and in the same order, without any effect.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use geo::{Country, Geo, Place};
@@ -22,7 +22,7 @@ use crate::cache::{
     search,
 };
 use crate::clock::Clock;
-use crate::context::{RequestId, Requester};
+use crate::context::{Connection, RequestId, Requester};
 use crate::fields::Fields;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
 use crate::labels::WhyOrigin;
@@ -92,8 +92,11 @@ impl Explainer {
         }
         let group = explain_group(rule, known, &mut headers, &place, &mut explanation);
         let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
+        let address = SocketAddr::new(request.client, 0);
         let query = CacheQuery {
             store: &self.store,
+            gate: &plan.gate,
+            connection: &Connection::new(address, address),
             rule,
             request: &request,
             method: &method,

@@ -402,7 +402,7 @@ impl Visit {
             return FillingMatch::Unusable;
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
-            let selecting = query.selecting_fields(&fields);
+            let selecting = query.sent().selecting_fields(&fields);
             let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, CODINGS);
             if variant != response.variant {
                 return match hash == found.hash {
@@ -575,7 +575,7 @@ impl Visit {
             },
             method: self.context.request.method.clone(),
             fields: self.fields.clone(),
-            selecting: self.selecting_fields_of_any_vary(),
+            sender: self.sender(),
             stale: found.validated().cloned(),
             stale_if_error,
             first_range: None,

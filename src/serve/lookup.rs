@@ -24,8 +24,8 @@ use crate::cache::{
     self, CacheKey, Decision, KeyHash, Reason, RequestDirectives, Selected, StoredResponse,
     VaryList, search, variant_key,
 };
-use crate::context::RequestId;
-use crate::guard::Normalised;
+use crate::context::{Connection, RequestId};
+use crate::guard::{Gate, Normalised};
 use crate::route::Rule;
 use crate::store::{ReadFailed, Record, Store, StoredHead};
 use crate::transform::Coding;
@@ -39,6 +39,8 @@ pub(super) const CODINGS: &[&str] = Coding::WORDS;
 #[derive(Clone, Copy)]
 pub(super) struct CacheQuery<'a> {
     pub store: &'a Store,
+    pub gate: &'a Gate,
+    pub connection: &'a Connection,
     pub rule: &'a Rule,
     pub request: &'a Normalised,
     pub method: &'a Method,
@@ -228,7 +230,7 @@ impl<'a> CacheQuery<'a> {
     /// The key of the request's URL, before any `No-Vary-Search` rule.
     pub(super) fn key(&self) -> CacheKey {
         let policy = &self.rule.settings.cache.key;
-        let selecting = self.selecting_fields(&policy.headers);
+        let selecting = self.sent().selecting_fields(&policy.headers);
         CacheKey::of(policy, &url_parts(self.request), &selecting, self.group)
     }
 
@@ -338,7 +340,7 @@ impl<'a> CacheQuery<'a> {
 
     fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<Candidate> {
         let by_language = self.rule.settings.cache.select_language;
-        let selecting = self.selecting_fields(list.fields());
+        let selecting = self.sent().selecting_fields(list.fields());
         list.candidates(key, &selecting, CODINGS, by_language)
     }
 
@@ -346,7 +348,7 @@ impl<'a> CacheQuery<'a> {
     fn newest_variant(&self, list: &VaryList, key: &CacheKey) -> KeyHash {
         match list.sets.first() {
             Some(set) => {
-                let selecting = self.selecting_fields(&set.fields);
+                let selecting = self.sent().selecting_fields(&set.fields);
                 variant_key(key, &set.fields, &selecting, CODINGS).0
             }
             None => key.hash,

@@ -329,7 +329,7 @@ impl Visit {
             headers.insert(ACCEPT_ENCODING, codings);
         }
         self.add_hop_fields(&mut headers);
-        self.query().add_fields(&mut headers);
+        self.query().sent().add_fields(&mut headers);
         let target = match &self.rule.settings.action {
             Action::Forward(pass) => pass.rewrite.apply(&self.request.target),
             Action::Redirect(_) | Action::Fixed(_) => self.request.target.clone(),

@@ -41,6 +41,7 @@ mod origins;
 mod pages;
 mod peers;
 mod peers_coding;
+mod peers_fields;
 mod peers_purges;
 mod peers_region;
 mod prefetch;
