@@ -12,11 +12,17 @@
 //! A key that is not known is ignored, so that a later version may add some. Only the certificate of the
 //! connection proves which node sent it.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
-use sfv::{BareItem, DictSerializer, Dictionary, Item, KeyRef, ListEntry, Parser, StringRef};
+use sfv::visitor::{
+    DictionaryVisitor, EntryVisitor, Ignored, InnerListVisitor, ItemVisitor, ParameterVisitor,
+};
+use sfv::{BareItemFromInput, KeyRef, Parser, StringRef};
 
 use crate::labels::HopRefusal;
 
@@ -77,25 +83,30 @@ pub(crate) enum HopMistake {
 impl Hop {
     /// The field's value. `None`: a name in it has characters beyond ASCII, or all are too long.
     pub(crate) fn to_field(&self) -> Option<HeaderValue> {
-        let mut written = Written::default();
-        written.integer("v", self.version);
-        written.string("from", &self.from)?;
-        written.string("digest", &self.digest)?;
-        written.integer("hops", u16::from(self.hops));
-        written.string("client", &self.client.to_string())?;
-        written.string("id", &digits(self.id))?;
-        written.string("key", &digits(self.key))?;
+        let mut text = String::with_capacity(FIELD_BYTES);
+        let Self { version, hops, client, id, key, .. } = self;
+        // Writing to a String does not fail.
+        _ = write!(text, "v={version}");
+        push_string(&mut text, "from", &self.from)?;
+        push_string(&mut text, "digest", &self.digest)?;
+        _ = write!(text, ", hops={hops}, client=\"{client}\"");
+        push_digits(&mut text, "id", *id);
+        push_digits(&mut text, "key", *key);
         if let Some(group) = &self.group {
-            written.string("group", group)?;
+            push_string(&mut text, "group", group)?;
         }
         if let Some(codings) = &self.codings {
-            written.string("codings", codings)?;
+            push_string(&mut text, "codings", codings)?;
         }
         if self.is_for_shield {
-            written.item("shield", true);
+            text.push_str(", shield");
         }
-        let text = written.0.finish().filter(|text| text.len() <= BYTES_MAX)?;
-        HeaderValue::try_from(text).ok()
+        let mut field =
+            HeaderValue::try_from(Some(text).filter(|it| it.len() <= BYTES_MAX)?).ok()?;
+        // No other request has this value: in the dynamic table of HPACK it would take the place of fields that
+        // stay the same.
+        field.set_sensitive(true);
+        Some(field)
     }
 
     /// Reads the field's value. Members of another version are read as far as they are those of this one.
@@ -105,7 +116,7 @@ impl Hop {
     pub(crate) fn parse(field: &HeaderValue) -> Result<Self, HopMistake> {
         let members = Members::parse(field)?;
         let integer = |name, range: std::ops::RangeInclusive<i64>| {
-            let found = members.get(name).and_then(BareItem::as_integer).map(i64::from);
+            let found = members.get(name).and_then(BareItemFromInput::as_integer).map(i64::from);
             found.filter(|value| range.contains(value)).ok_or(HopMistake::Member(name))
         };
         let bounded = |name, text: &str| match (1..=NAME_BYTES_MAX).contains(&text.len()) {
@@ -129,7 +140,8 @@ impl Hop {
             key: number("key")?,
             group: optional("group")?,
             codings: optional("codings")?,
-            is_for_shield: members.get("shield").and_then(BareItem::as_boolean) == Some(true),
+            is_for_shield: members.get("shield").and_then(BareItemFromInput::as_boolean)
+                == Some(true),
         })
     }
 }
@@ -154,7 +166,7 @@ pub(crate) enum HopVerdict {
 /// The value of `Skerry-Hop` in a response.
 pub(crate) fn verdict_field(verdict: HopVerdict) -> HeaderValue {
     match verdict {
-        HopVerdict::Hit => HeaderValue::from_static("verdict=hit"),
+        HopVerdict::Hit => HeaderValue::from_static(HIT),
         HopVerdict::Stored => HeaderValue::from_static("verdict=stored"),
         HopVerdict::Uncacheable => HeaderValue::from_static("verdict=uncacheable"),
         HopVerdict::Passed => HeaderValue::from_static("verdict=passed"),
@@ -170,6 +182,9 @@ impl HopVerdict {
     /// Reads the value of `Skerry-Hop` in a response. `None`: it says nothing that this version knows. A
     /// refusal for a reason that this version does not know is one all the same.
     pub(crate) fn parse(field: &HeaderValue) -> Option<Self> {
+        if field.as_bytes() == HIT.as_bytes() {
+            return Some(Self::Hit);
+        }
         let members = Members::parse(field).ok()?;
         Some(match members.token("verdict")? {
             "hit" => Self::Hit,
@@ -186,23 +201,25 @@ impl HopVerdict {
     }
 }
 
-/// A dictionary that was read.
-struct Members(Dictionary);
+/// The members of a dictionary in the order in which they were read, with their items; `None`: a list.
+#[derive(Default)]
+struct Members<'f>(Vec<(&'f str, Option<BareItemFromInput<'f>>)>);
 
-impl Members {
-    fn parse(field: &HeaderValue) -> Result<Self, HopMistake> {
+impl<'f> Members<'f> {
+    fn parse(field: &'f HeaderValue) -> Result<Self, HopMistake> {
         let bytes = field.as_bytes();
         if bytes.len() > BYTES_MAX {
             return Err(HopMistake::Malformed);
         }
-        Parser::new(bytes).parse().map(Self).map_err(|_| HopMistake::Malformed)
+        let members = Self(Vec::with_capacity(MEMBERS));
+        let parsed = Parser::new(bytes).parse_dictionary_with_visitor(members);
+        parsed.map_err(|_| HopMistake::Malformed)
     }
 
-    fn get(&self, name: &str) -> Option<&BareItem> {
-        match self.0.get(name)? {
-            ListEntry::Item(Item { bare_item, .. }) => Some(bare_item),
-            ListEntry::InnerList(_) => None,
-        }
+    /// The item of a member. Of two members with one name the last counts.
+    fn get(&self, name: &str) -> Option<&BareItemFromInput<'f>> {
+        let mut last = self.0.iter().rev();
+        last.find(|(known, _)| *known == name).and_then(|(_, item)| item.as_ref())
     }
 
     fn string(&self, name: &str) -> Option<&str> {
@@ -214,32 +231,68 @@ impl Members {
     }
 }
 
-/// A dictionary that is being written.
-struct Written(DictSerializer<String>);
+impl<'f> DictionaryVisitor<'f> for Members<'f> {
+    type Out = Self;
+    type Error = Infallible;
 
-impl Default for Written {
-    fn default() -> Self {
-        Self(DictSerializer::new())
+    fn entry(&mut self, key: &'f KeyRef) -> Result<impl EntryVisitor<'f>, Infallible> {
+        self.0.push((key.as_str(), None));
+        Ok(self)
+    }
+
+    fn finish(self) -> Result<Self, Infallible> {
+        Ok(self)
     }
 }
 
-impl Written {
-    fn item<'a>(&mut self, name: &'static str, value: impl Into<sfv::RefBareItem<'a>>) {
-        _ = self.0.bare_item(KeyRef::constant(name), value);
+impl<'f> EntryVisitor<'f> for &mut Members<'f> {
+    type Error = Infallible;
+
+    fn item(self) -> Result<impl ItemVisitor<'f>, Infallible> {
+        Ok(self)
     }
 
-    fn integer(&mut self, name: &'static str, value: u16) {
-        self.item(name, sfv::Integer::from(value));
-    }
-
-    fn string(&mut self, name: &'static str, value: &str) -> Option<()> {
-        self.item(name, StringRef::from_str(value).ok()?);
-        Some(())
+    fn inner_list(self) -> Result<impl InnerListVisitor<'f>, Infallible> {
+        Ok(Ignored)
     }
 }
 
-fn digits(value: u64) -> String {
-    format!("{value:016x}")
+impl<'f> ItemVisitor<'f> for &mut Members<'f> {
+    type Out = ();
+    type Error = Infallible;
+
+    fn bare_item(
+        self,
+        item: BareItemFromInput<'f>,
+    ) -> Result<impl ParameterVisitor<'f, Out = ()>, Infallible> {
+        if let Some((_, member)) = self.0.last_mut() {
+            *member = Some(item);
+        }
+        Ok(Ignored)
+    }
+}
+
+/// Appends a member with a string (RFC 9651 §4.1.6). `None`: a string cannot contain this text.
+fn push_string(text: &mut String, name: &str, value: &str) -> Option<()> {
+    StringRef::from_str(value).ok()?;
+    let escaped = match value.contains(['"', '\\']) {
+        true => Cow::Owned(value.replace('\\', r"\\").replace('"', "\\\"")),
+        false => Cow::Borrowed(value),
+    };
+    for part in [", ", name, "=\"", &escaped, "\""] {
+        text.push_str(part);
+    }
+    Some(())
+}
+
+/// Appends a member with 16 hexadecimal digits.
+fn push_digits(text: &mut String, name: &str, value: u64) {
+    for part in [", ", name, "=\""] {
+        text.push_str(part);
+    }
+    let digit = |at: u32| char::from_digit((value >> (60 - 4 * at)) as u32 & 15, 16);
+    text.extend((0..16).filter_map(digit));
+    text.push('"');
 }
 
 /// The number of exactly 16 hexadecimal digits in lower case.
@@ -249,8 +302,13 @@ fn hexadecimal(text: &str) -> Option<u64> {
     is_number.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
+/// The most frequent value of a response.
+const HIT: &str = "verdict=hit";
 /// The longest field that is read or written.
 const BYTES_MAX: usize = 1024;
+/// The usual length of a field, and its usual number of members: so much is allocated at once.
+const FIELD_BYTES: usize = 256;
+const MEMBERS: usize = 12;
 /// The longest name of a node or group, digest, or list of codings that is read.
 const NAME_BYTES_MAX: usize = 128;
 

@@ -11,6 +11,8 @@
 //! Skerry-Purges: ("5f3a…" 1207 "…"), ("5f3a…" 1209 "…")            behind a second hop: both must be met
 //! ```
 
+use std::fmt::Write as _;
+
 use sfv::{BareItem, InnerList, List, ListEntry, Parser};
 
 use super::position::StreamPosition;
@@ -65,10 +67,13 @@ impl Requirement {
         if !entries.iter().all(is_expressible) {
             return ORIGIN_ONLY.to_owned();
         }
-        let text = |entry: &StreamPosition| {
-            format!("(\"{}\" {} \"{}\")", entry.history, entry.number, entry.entry)
-        };
-        entries.iter().map(text).collect::<Vec<_>>().join(", ")
+        let mut text = String::with_capacity(entries.len() * ENTRY_BYTES);
+        for (at, StreamPosition { history, number, entry }) in entries.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            // Writing to a String does not fail.
+            _ = write!(text, "{comma}(\"{history}\" {number} \"{entry}\")");
+        }
+        text
     }
 
     /// Parses the value of the field `Skerry-Purges`. `None`: not a requirement, or longer than any.
@@ -117,6 +122,8 @@ const NONE: &str = "none";
 /// Entries of a requirement: one for each hop, and the hop limit is below this. A longer requirement becomes
 /// origin-only.
 const ENTRIES_MAX: usize = 4;
+/// The usual length of an entry in the field.
+const ENTRY_BYTES: usize = 64;
 /// Length of a history's name; Skerry gives names of 16 characters.
 const HISTORY_BYTES_MAX: usize = 64;
 /// Length of the longest value: [`ENTRIES_MAX`] entries of 130 characters.
