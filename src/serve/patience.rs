@@ -4,7 +4,9 @@
 //! of life is slow: the request waits a few deadlines, and other requests do not skip the peer. Otherwise all requests
 //! of a region that is overloaded would go to the origin.
 
+use std::future::poll_fn;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -87,11 +89,20 @@ pub(super) async fn in_time<R>(
     let mut begins_again = patience.is_far;
     let sent = loop {
         let due = Instant::now() + interval;
-        tokio::select! {
-            biased;
-            sent = &mut sending => break Some(sent),
-            () = acknowledged.arrived() => break None,
-            () = tokio::time::sleep_until(due) => {}
+        let mut look = pin!(tokio::time::sleep_until(due));
+        let event = poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(WaitEvent::Sent(sent));
+            }
+            if acknowledged.has_arrived() {
+                return Poll::Ready(WaitEvent::Acknowledged);
+            }
+            look.as_mut().poll(cx).map(|()| WaitEvent::LookDue)
+        });
+        match event.await {
+            WaitEvent::Sent(sent) => break Some(sent),
+            WaitEvent::Acknowledged => break None,
+            WaitEvent::LookDue => {}
         }
         if begins_again && acknowledged.sent_at().is_some() {
             begins_again = false;
@@ -112,6 +123,14 @@ pub(super) async fn in_time<R>(
             Ok(sending.await)
         }
     }
+}
+
+/// What ends a wait between two looks.
+enum WaitEvent<R> {
+    /// The request has its response.
+    Sent(R),
+    Acknowledged,
+    LookDue,
 }
 
 /// Watches a peer that has not acknowledged a request, with [`LOOKS`] looks in each deadline.

@@ -148,10 +148,12 @@ impl Core {
         connections.iter().find(|http2| http2.has_room(settings, now_ms)).map(Share::of)
     }
 
-    /// The open HTTP/2 connections to a pool's members.
-    pub(super) fn http2_connections(&self, pool: &Arc<Pool>) -> Vec<Rc<Http2>> {
+    /// Calls `look` with each open HTTP/2 connection to a pool's members.
+    pub(super) fn each_http2(&self, pool: &Arc<Pool>, mut look: impl FnMut(&Http2)) {
         let members = self.members(&self.state(pool));
-        members.states.iter().flat_map(|state| state.http2.borrow().clone()).collect()
+        for state in &members.states {
+            state.http2.borrow().iter().for_each(|http2| look(http2));
+        }
     }
 
     #[cfg(test)]

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use geo::UnitVector;
 use http::{HeaderValue, Response};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::proxy_header::ProxiedClient;
@@ -46,15 +45,15 @@ pub(crate) struct Intent {
 /// The acknowledgement of a request over HTTP/2: a 102 (Processing), which is then not passed on.
 #[derive(Debug, Default)]
 pub(crate) struct Acknowledgement {
-    arrived: Notify,
+    has_arrived: Cell<bool>,
     /// When there was a connection for the request.
     sent: Cell<Option<Instant>>,
 }
 
 impl Acknowledgement {
-    /// Waits for it.
-    pub(crate) async fn arrived(&self) {
-        self.arrived.notified().await;
+    /// Whether it has arrived. It can only arrive while the future of the exchange is polled.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.has_arrived.get()
     }
 
     /// When the request was sent, on a connection that was open by then. `None`: not yet.
@@ -68,7 +67,7 @@ impl Acknowledgement {
     }
 
     pub(super) fn note_arrival(&self) {
-        self.arrived.notify_one();
+        self.has_arrived.set(true);
     }
 }
 

@@ -11,6 +11,7 @@ use super::core::Core;
 use super::deadline::Timers;
 use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{Intent, UpstreamResponse};
+use super::http2::Http2;
 use super::pool::Pool;
 use super::resolve::Resolver;
 use super::send::{KeptBody, Outgoing};
@@ -72,12 +73,14 @@ impl Upstreams {
     /// Bytes read over the HTTP/2 connections of this core to the members of a pool, as long as they are open: PINGs
     /// and their answers too.
     pub(crate) fn bytes_read(&self, pool: &Arc<Pool>) -> u64 {
-        self.0.http2_connections(pool).iter().map(|http2| http2.bytes_read()).sum()
+        let mut bytes = 0;
+        self.0.each_http2(pool, |http2| bytes += http2.bytes_read());
+        bytes
     }
 
     /// Sends a PING over each of these connections.
     pub(crate) fn ping(&self, pool: &Arc<Pool>) {
-        self.0.http2_connections(pool).iter().for_each(|http2| http2.ping());
+        self.0.each_http2(pool, Http2::ping);
     }
 
     /// Sends a request upstream and waits for the head of the response.
