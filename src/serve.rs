@@ -23,6 +23,7 @@ mod answering;
 mod asking;
 mod cookies;
 mod copies;
+mod detach_on_drop;
 mod distance;
 mod errors;
 mod exchange;

@@ -1,6 +1,6 @@
 //! Request collapsing: many requests for one key, one upstream request (RFC 9111 §4).
 //!
-//! The first request leads, the others follow. The leader's task is independent of its client, so
+//! The first request leads, the others follow. The leader's work goes on without its client, so
 //! that a client that leaves does not affect the followers. If the response turns out to be
 //! uncacheable, the followers are released as soon as its header section arrives, and the key is
 //! remembered for a while, so that its next requests do not wait for each other ("hit-for-miss").
@@ -256,6 +256,20 @@ impl FillTable {
         shard.sweep_at = Some(shard.sweep_at.map_or(until, |at| at.min(until)));
     }
 
+    /// Removes a fill that nobody follows but its leader's client. False: other requests do.
+    fn remove_unshared(&self, key: KeyHash, fill: &Arc<Fill>) -> bool {
+        let mut shard = self.shard(key);
+        // Followers are added under the lock of the shard.
+        if fill.is_followed() {
+            return false;
+        }
+        if shard.fills.get(&key).is_some_and(|known| Arc::ptr_eq(known, fill)) {
+            shard.fills.remove(&key);
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+
     fn remove(&self, key: KeyHash, fill: &Arc<Fill>) {
         let mut shard = self.shard(key);
         if shard.fills.get(&key).is_some_and(|known| Arc::ptr_eq(known, fill)) {
@@ -379,6 +393,19 @@ impl Lead {
         self.leave_table();
         self.decided = true;
         self.fill.leave_to_peer();
+    }
+
+    /// Ends the fill if only the leader's own client waits for it: nobody shares its response.
+    ///
+    /// # Errors
+    /// Other requests follow: the fill goes on.
+    pub(crate) fn end_alone(mut self) -> Result<(), Self> {
+        if !self.table.remove_unshared(self.key, &self.fill) {
+            return Err(self);
+        }
+        self.decided = true;
+        self.fill.leave_to_peer();
+        Ok(())
     }
 
     /// New requests lead their own fill from now on.

@@ -233,6 +233,11 @@ impl Fill {
         Ok(FollowerGuard::new(self, &mut state))
     }
 
+    /// Whether other requests than that of the leader's client wait for the outcome.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.lock().reader_count() > 1
+    }
+
     /// Registers the leader's own client, regardless of the limits.
     pub(crate) fn add_leader_as_follower(self: &Arc<Self>) -> FollowerGuard {
         FollowerGuard::new(self, &mut self.lock())

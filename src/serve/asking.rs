@@ -18,7 +18,7 @@ use http::header::{
     ACCEPT_ENCODING, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
     RANGE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::Visit;
 use super::hop_body::{HopBody, SendToNextHop};
@@ -46,6 +46,8 @@ pub(super) struct HopPlan {
     then: AfterHop,
     /// With the scheme and authority of the client's request.
     uri: Uri,
+    /// That of the client's request.
+    method: Method,
     /// The client's fields after the gate, with those that tell of the client and of this hop.
     headers: HeaderMap,
     content: HopContent,
@@ -84,14 +86,16 @@ pub(super) struct Route {
 }
 
 /// On whose behalf peers are asked.
-pub(super) struct Asker {
-    pub worker: Rc<Worker>,
+pub(super) struct Asker<'a> {
+    pub worker: &'a Worker,
     /// The id of the request.
     pub id: RequestId,
     /// Receives the interim responses of peers.
-    pub interims: Option<Arc<Interims>>,
+    pub interims: Option<&'a Arc<Interims>>,
     /// Sends further requests to what follows a peer that breaks off.
-    pub sender_to: Rc<dyn Fn(&AfterHop) -> SendToNextHop>,
+    pub sender_to: &'a dyn Fn(&AfterHop) -> SendToNextHop,
+    /// Writes the request for the origin.
+    pub for_origin: &'a dyn Fn() -> Request<()>,
 }
 
 /// A response and where it comes from.
@@ -241,6 +245,9 @@ impl Visit {
             is_for_shield: kind == UpstreamKind::Shield,
         };
         let mut headers = HeaderMap::clone(&self.fields);
+        if content == HopContent::Negotiated {
+            OF_PARTS.iter().for_each(|name| drop(headers.remove(name)));
+        }
         self.add_hop_fields(&mut headers);
         headers.insert(HOP, hop.to_field()?);
         headers.insert(PURGES, HeaderValue::try_from(purges.to_field()).ok()?);
@@ -249,7 +256,8 @@ impl Visit {
             .authority(self.request.authority.as_str())
             .path_and_query(self.request.target.clone());
         let uri = uri.build().ok()?;
-        Some(Rc::new(HopPlan { kind, region, targets, then, uri, headers, content }))
+        let method = self.context.request.method.clone();
+        Some(Rc::new(HopPlan { kind, region, targets, then, uri, method, headers, content }))
     }
 
     /// The number by which owner and asker compare their keys: of the key before any `No-Vary-Search` rule,
@@ -281,19 +289,20 @@ impl HopPlan {
         }
     }
 
+    /// Whether the response is coded for the client, and not stored here.
+    pub(super) fn is_for_client(&self) -> bool {
+        self.content == HopContent::Negotiated
+    }
+
     /// Sends the request to the owner, to the next one if that fails, and then to the peers that follow. `None`: none
     /// has answered, and the origin is asked.
     ///
     /// # Errors
     /// No peer has answered, and the origin must not be asked.
-    pub(super) async fn ask(
-        &self,
-        asker: &Asker,
-        request: &Request<()>,
-    ) -> Result<Option<Received>, FetchError> {
+    pub(super) async fn ask(&self, asker: &Asker<'_>) -> Result<Option<Received>, FetchError> {
         let mut plan = self;
         loop {
-            match plan.ask_targets(asker, request).await? {
+            match plan.ask_targets(asker).await? {
                 LegOutcome::Received(received) => return Ok(Some(*received)),
                 LegOutcome::Then(AfterHop::Peers(next)) => plan = next,
                 LegOutcome::Then(AfterHop::Origin) => return Ok(None),
@@ -304,16 +313,12 @@ impl HopPlan {
         }
     }
 
-    async fn ask_targets(
-        &self,
-        asker: &Asker,
-        request: &Request<()>,
-    ) -> Result<LegOutcome<'_>, FetchError> {
+    async fn ask_targets(&self, asker: &Asker<'_>) -> Result<LegOutcome<'_>, FetchError> {
         let mut is_alive = false;
         for link in self.targets.iter().filter(|link| self.may_ask(link, asker)) {
-            let life = LinkLife { link, worker: &asker.worker };
+            let life = LinkLife { link, worker: asker.worker };
             let before = life.signs();
-            let failure = match self.ask_one(asker, link, request, &life).await {
+            let failure = match self.ask_one(asker, link, &life).await {
                 Ok(received) => return Ok(LegOutcome::Received(Box::new(received))),
                 Err(failure) => failure,
             };
@@ -341,28 +346,27 @@ impl HopPlan {
 
     /// Whether a peer may be asked now. Those of this region were chosen so; those of the shield are only tried
     /// when it is their turn.
-    fn may_ask(&self, link: &PeerLink, asker: &Asker) -> bool {
+    fn may_ask(&self, link: &PeerLink, asker: &Asker<'_>) -> bool {
         let now = asker.worker.clock.instant();
         self.kind == UpstreamKind::Peer || link.may_be_asked(self.region.settings.skip_for, now)
     }
 
     async fn ask_one(
         &self,
-        asker: &Asker,
+        asker: &Asker<'_>,
         link: &Arc<PeerLink>,
-        request: &Request<()>,
         life: &LinkLife<'_>,
     ) -> Result<Received, HopFailure> {
         let at_peer = AtPeer::begin(link);
         let acknowledged = Rc::new(Acknowledgement::default());
         let intent = Intent {
             for_many: true,
-            interims: asker.interims.clone(),
+            interims: asker.interims.cloned(),
             acknowledged: Some(acknowledged.clone()),
             ..Intent::default()
         };
         let upstream = Upstream::Pool(link.pool.clone());
-        let written = || self.written(request);
+        let written = || self.written(asker);
         let sending = asker.worker.upstreams.send(&upstream, written, Body::Empty, &intent);
         let mut patience = self.patience(link);
         let sent = in_time(sending, &acknowledged, life, &mut patience).await?;
@@ -380,7 +384,7 @@ impl HopPlan {
         received.origin = link.name.clone();
         let (head, body) = received.response.into_parts();
         let next_hop = || (asker.sender_to)(&self.then);
-        let body = HopBody::begin(body, at_peer, &head, next_hop, request);
+        let body = HopBody::begin(body, at_peer, &head, next_hop, asker.for_origin);
         received.response = http::Response::from_parts(head, body);
         Ok(Received { upstream: received, kind: self.kind, verdict: Some(verdict) })
     }
@@ -393,27 +397,29 @@ impl HopPlan {
         }
     }
 
-    /// The request as a peer gets it: that of the client, with the codings of the request for the origin, and with
-    /// its conditions and ranges unless those of the client are relayed.
-    fn written(&self, for_origin: &Request<()>) -> Request<()> {
-        let mut headers = self.headers.clone();
-        let of_parts = if self.content == HopContent::Relayed { &[][..] } else { &OF_PARTS };
-        for name in of_parts.iter().chain([&ACCEPT_ENCODING]) {
-            headers.remove(name);
-            if let Some(value) = for_origin.headers().get(name) {
-                headers.insert(name, value.clone());
+    /// The request as a peer gets it: that of the client. For a response as it is stored it has the codings, conditions
+    /// and ranges of the request for the origin.
+    fn written(&self, asker: &Asker<'_>) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        if self.content == HopContent::AsStored {
+            let for_origin = (asker.for_origin)();
+            request.method_mut().clone_from(for_origin.method());
+            for name in OF_PARTS.iter().chain([&ACCEPT_ENCODING]) {
+                request.headers_mut().remove(name);
+                if let Some(value) = for_origin.headers().get(name) {
+                    request.headers_mut().insert(name, value.clone());
+                }
             }
         }
-        let mut request = Request::new(());
-        *request.method_mut() = for_origin.method().clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
         request
     }
 
     fn note_failure(
         &self,
-        asker: &Asker,
+        asker: &Asker<'_>,
         link: &PeerLink,
         failure: HopFailure,
         has_answered: bool,

@@ -10,6 +10,7 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
+use super::Visit;
 use super::added_fields::{Sender, SentRequest};
 use super::asking::{AfterHop, Asker, HopPlan, Received};
 use super::hop_body::SendToNextHop;
@@ -37,6 +38,7 @@ use crate::route::{Rule, Site};
 use crate::store::{NewVariant, Record, StoredHead};
 use crate::upstream::{
     Affinity, FetchError, Intent, ProxiedClient, Times, Tried, Unanswered, Upstream,
+    UpstreamResponse,
 };
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
@@ -70,6 +72,22 @@ pub(super) struct Job {
     pub hop: Option<Rc<HopPlan>>,
     /// Counts the exchange as one for a key of this node.
     pub load: Option<Rc<OwnLoad>>,
+}
+
+/// The request of an exchange as the origin gets it.
+pub(super) enum OriginRequest {
+    Written(Request<()>),
+    /// It is written if the origin is asked: the peer that is asked first nearly always answers.
+    OfVisit(Box<Visit>),
+}
+
+impl OriginRequest {
+    fn written(&self) -> Request<()> {
+        match self {
+            Self::Written(request) => request.clone(),
+            Self::OfVisit(visit) => visit.fill_request(None),
+        }
+    }
 }
 
 /// What the client that caused an exchange learns of it.
@@ -126,11 +144,11 @@ impl Job {
     /// leader's client.
     pub(super) async fn lead(
         self,
-        request: Request<()>,
+        request: OriginRequest,
         lead: Lead,
         report: oneshot::Sender<Report>,
     ) {
-        let response = match self.send_validating(request).await {
+        let response = match self.send_validating(&request).await {
             Ok(received) => self.open(received).await,
             Err(unanswered) => Err(unanswered),
         };
@@ -147,6 +165,13 @@ impl Job {
         };
         let facts = Some(upstream_facts(&upstream, &self.upstream, kind));
         let report = |outcome| drop(report.send(Report { upstream: facts, outcome }));
+        let lead = match part.is_none() && self.has_owner_answered(&upstream, kind, verdict) {
+            false => lead,
+            true => match lead.end_alone() {
+                Ok(()) => return report(ExchangeOutcome::Streaming(upstream.response)),
+                Err(followed) => followed,
+            },
+        };
         let disposition = match verdict {
             // A purge covers it: it must not become fresh here.
             Some(HopVerdict::Purged) => {
@@ -203,6 +228,23 @@ impl Job {
     /// The request as its origin sees it.
     fn sent(&self) -> SentRequest<'_> {
         self.sender.sent(&self.rule, &self.fields, &self.request)
+    }
+
+    /// Whether a response is all that its client needs: the owner has stored it and coded it for this client, it is
+    /// whole, and this node neither has it nor copies it.
+    fn has_owner_answered(
+        &self,
+        upstream: &UpstreamResponse,
+        kind: UpstreamKind,
+        verdict: Option<HopVerdict>,
+    ) -> bool {
+        let is_stored_there = matches!(verdict, Some(HopVerdict::Hit | HopVerdict::Stored));
+        let response = &upstream.response;
+        is_stored_there
+            && kind == UpstreamKind::Peer
+            && self.hop.as_ref().is_some_and(|hop| hop.is_for_client())
+            && response.status() == StatusCode::OK
+            && matches!(response.body(), Body::Full(_) | Body::Empty)
     }
 
     /// Stores the whole response, which followers read meanwhile.
@@ -279,8 +321,8 @@ impl Job {
 
     /// Sends the request. After a 304 that does not match the stored response, or by which a peer confirms what a
     /// purge covers, sends it again without conditions.
-    async fn send_validating(&self, mut request: Request<()>) -> Result<Received, Box<Unanswered>> {
-        let received = self.send(|| request.clone()).await?;
+    async fn send_validating(&self, request: &OriginRequest) -> Result<Received, Box<Unanswered>> {
+        let received = self.send(|| request.written()).await?;
         let upstream = &received.upstream;
         let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
             return Ok(received);
@@ -293,6 +335,7 @@ impl Job {
         if !is_other && received.verdict != Some(HopVerdict::Purged) {
             return Ok(received);
         }
+        let mut request = request.written();
         request.headers_mut().remove(IF_NONE_MATCH);
         request.headers_mut().remove(IF_MODIFIED_SINCE);
         self.send(|| request.clone()).await
@@ -305,7 +348,7 @@ impl Job {
         request: impl Fn() -> Request<()>,
     ) -> Result<Received, Box<Unanswered>> {
         if let Some(hop) = &self.hop {
-            match Box::pin(hop.ask(&self.asker(), &request())).await {
+            match Box::pin(self.ask_peers(hop, &request)).await {
                 Ok(Some(received)) => return Ok(received),
                 Ok(None) => {}
                 Err(error) => return Err(self.unanswered(error)),
@@ -334,15 +377,20 @@ impl Job {
         Box::new(Unanswered { error, tried })
     }
 
-    /// On whose behalf peers are asked.
-    pub(super) fn asker(&self) -> Asker {
-        let job = Self { hop: None, interims: None, ..self.clone() };
-        Asker {
-            worker: self.worker.clone(),
+    /// Asks the peers of a plan; see [`HopPlan::ask`]. `for_origin` writes the request for the origin.
+    pub(super) async fn ask_peers(
+        &self,
+        plan: &HopPlan,
+        for_origin: &dyn Fn() -> Request<()>,
+    ) -> Result<Option<Received>, FetchError> {
+        let asker = Asker {
+            worker: &self.worker,
             id: self.request,
-            interims: self.interims.clone(),
-            sender_to: Rc::new(move |next| job.sender_to(next)),
-        }
+            interims: self.interims.as_ref(),
+            sender_to: &|next| self.sender_to(next),
+            for_origin,
+        };
+        plan.ask(&asker).await
     }
 
     /// Sends requests to what follows the peers that have answered, such as for the rest of their response.
@@ -352,7 +400,7 @@ impl Job {
             AfterHop::Peers(plan) => Some(plan.clone()),
             AfterHop::Origin | AfterHop::ShieldGone(_) => None,
         };
-        let job = Self { hop, ..self.clone() };
+        let job = Self { hop, interims: None, ..self.clone() };
         Rc::new(move |request| {
             let job = job.clone();
             Box::pin(async move {

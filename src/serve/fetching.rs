@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, add_unshared, remove_zero_age};
 use super::asking::{HopContent, Route};
-use super::exchange::{ExchangeOutcome, Job, Report};
+use super::detach_on_drop::DetachOnDrop;
+use super::exchange::{ExchangeOutcome, Job, OriginRequest, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
@@ -259,20 +260,15 @@ impl Visit {
             // The owner mirrors what it fetches.
             drop(self.mirror(Body::Empty));
         }
-        let mut request = self.fill_request(found.validated().map(Arc::as_ref));
-        if found.validated().is_none()
-            // The owner in the region is asked for what it stores whole or in parts, as it likes.
-            && job.hop.as_ref().is_none_or(|hop| hop.kind == UpstreamKind::Shield)
-            && let Some(first_range) = self.first_range()
-        {
-            first_range.set_range(request.headers_mut());
-            job.first_range = Some(first_range);
-        }
+        let request = match job.hop.as_ref().is_some_and(|hop| hop.is_for_client()) {
+            true => OriginRequest::OfVisit(Box::new(self.clone())),
+            false => OriginRequest::Written(self.first_request(&mut job, found)),
+        };
         let follower = lead.follower();
         let (report, reported) = oneshot::channel();
-        spawn_local(job.lead(request, lead, report));
+        let leading = DetachOnDrop::new(Box::pin(job.lead(request, lead, report)));
         let facts = facts_of(CacheStatus::forwarded(reason));
-        let Ok(Report { upstream, outcome }) = reported.await else {
+        let Ok(Report { upstream, outcome }) = leading.until(reported).await else {
             return Err(facts.fail(errors::abandoned()));
         };
         let facts = facts.after(upstream);
@@ -314,6 +310,21 @@ impl Visit {
             }
         };
         Ok(Some(answered))
+    }
+
+    /// The request of a job for the origin: for the whole response, to validate what was found, or for the first range
+    /// if nothing is stored.
+    fn first_request(&self, job: &mut Job, found: &LookupResult) -> Request<()> {
+        let mut request = self.fill_request(found.validated().map(Arc::as_ref));
+        if found.validated().is_none()
+            // The owner in the region is asked for what it stores whole or in parts, as it likes.
+            && job.hop.as_ref().is_none_or(|hop| hop.kind == UpstreamKind::Shield)
+            && let Some(first_range) = self.first_range()
+        {
+            first_range.set_range(request.headers_mut());
+            job.first_range = Some(first_range);
+        }
+        request
     }
 
     /// Sends the request again uncollapsed. `Cache-Status` says why the first response was not stored.
@@ -533,6 +544,7 @@ impl Visit {
             return lead.stored();
         }
         let request = self.fill_request(found.validated().map(Arc::as_ref));
+        let request = OriginRequest::Written(request);
         let (report, _) = oneshot::channel();
         let visit = self.clone();
         spawn_local(async move {

@@ -45,19 +45,19 @@ struct Rest {
 }
 
 impl HopBody {
-    /// The body of a response with this head to a request that is written for the origin as `request`.
+    /// The body of a response with this head. `for_origin` writes its request for the origin.
     pub(super) fn begin(
         body: Body,
         at_peer: AtPeer,
         head: &Parts,
         next_hop: impl FnOnce() -> SendToNextHop,
-        request: &Request<()>,
+        for_origin: &dyn Fn() -> Request<()>,
     ) -> Body {
         if let Body::Empty | Body::Full(_) = body {
             count_bytes(&at_peer, body.exact_length().unwrap_or_default());
             return body;
         }
-        let rest = Rest::of(head, body.exact_length(), next_hop, request);
+        let rest = Rest::of(head, body.exact_length(), next_hop, for_origin);
         Body::stream(Self { body, at_peer: Some(at_peer), rest, next: None, error: None })
     }
 
@@ -125,9 +125,9 @@ impl Rest {
         head: &Parts,
         length: Option<u64>,
         next_hop: impl FnOnce() -> SendToNextHop,
-        request: &Request<()>,
+        for_origin: &dyn Fn() -> Request<()>,
     ) -> Option<Box<Self>> {
-        if *request.method() != Method::GET || head.headers.contains_key(CONTENT_ENCODING) {
+        if head.headers.contains_key(CONTENT_ENCODING) {
             return None;
         }
         let validator = Validator::of(&head.headers);
@@ -140,7 +140,11 @@ impl Rest {
             }
             _ => return None,
         };
-        let (next_hop, request) = (next_hop(), request.clone());
+        let request = for_origin();
+        if *request.method() != Method::GET {
+            return None;
+        }
+        let next_hop = next_hop();
         Some(Box::new(Self { next_hop, request, validator, bytes, complete_length }))
     }
 

@@ -31,7 +31,7 @@ impl Visit {
             return None;
         }
         let job = self.job(&LookupResult::none(key, Reason::Absent)).ok()?;
-        let received = plan.ask(&job.asker(), &self.fill_request(None)).await.ok()??;
+        let received = job.ask_peers(&plan, &|| self.fill_request(None)).await.ok()??;
         let Received { upstream, kind, verdict } = received;
         let is_stored = matches!(verdict, Some(HopVerdict::Hit | HopVerdict::Stored));
         if kind != UpstreamKind::Peer || !is_stored {

@@ -110,7 +110,7 @@ impl Visit {
     ) -> RelayOutcome {
         let Ok(job) = self.job(found) else { return RelayOutcome::OwnKey };
         let job = Job { interims: self.interims.clone(), ..job };
-        let received = match plan.ask(&job.asker(), &self.upstream_request(None)).await {
+        let received = match job.ask_peers(plan, &|| self.upstream_request(None)).await {
             Ok(Some(received)) => received,
             Ok(None) => return RelayOutcome::NoPeer,
             Err(error) => return RelayOutcome::Failed(job.unanswered(error)),

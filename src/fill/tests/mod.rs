@@ -253,6 +253,24 @@ pub(super) fn on_a_worker(test: impl Future<Output = ()>) {
 }
 
 #[test]
+fn a_response_is_for_the_leader_alone_unless_another_request_waits_for_it() {
+    on_a_worker(async {
+        let node = Node::new(small());
+        let lead = node.lead();
+        let own = lead.follower();
+        let other = node.follow();
+        let lead = lead.end_alone().expect_err("another request follows");
+        drop(other);
+        lead.end_alone().expect("only the client of the leader is left");
+        assert!(matches!(own.outcome().await, FillOutcome::AtPeer));
+        drop(node.lead());
+        assert_eq!(node.gauge(Metric::Fills), 1, "the follower keeps the fill");
+        drop(own);
+        assert_eq!(node.gauge(Metric::Fills), 0);
+    });
+}
+
+#[test]
 fn the_first_byte_is_read_before_the_second_is_sent() {
     on_a_worker(async {
         let Begun { node, own, mut upstream, done } = begin(Some(10));

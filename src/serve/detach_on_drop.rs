@@ -1,0 +1,87 @@
+//! Work that a request begins, and that goes on without it.
+//!
+//! A task of its own for each such work costs a wake-up and a turn of the scheduler before its request can go on.
+//! Here the task of the request polls the work while it waits; only work that is not done by then, or whose request
+//! is dropped, becomes a task.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+
+use tokio::task::spawn_local;
+
+/// See above. Must be dropped on a worker's runtime.
+pub(super) struct DetachOnDrop {
+    /// `None` once it is done.
+    work: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl DetachOnDrop {
+    /// The work comes boxed, so that a large future is moved once.
+    pub(super) fn new(work: Pin<Box<dyn Future<Output = ()>>>) -> Self {
+        Self { work: Some(work) }
+    }
+
+    /// Does the work until `result` is ready; the rest is done by a task.
+    pub(super) async fn until<T>(mut self, result: impl Future<Output = T>) -> T {
+        let mut result = pin!(result);
+        poll_fn(|cx| {
+            if let Some(work) = &mut self.work
+                && work.as_mut().poll(cx).is_ready()
+            {
+                self.work = None;
+            }
+            result.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+impl Drop for DetachOnDrop {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            spawn_local(work);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use tokio::sync::oneshot;
+    use tokio::task::{LocalSet, yield_now};
+
+    use super::*;
+
+    /// Runs a test of work that reports to its request, and then goes on until it is released.
+    async fn check(drops_request_first: bool) {
+        let is_done = Rc::new(Cell::new(false));
+        let (report, reported) = oneshot::channel();
+        let (release, released) = oneshot::channel::<()>();
+        let done = is_done.clone();
+        let work = DetachOnDrop::new(Box::pin(async move {
+            yield_now().await;
+            let _ = report.send(7);
+            let _ = released.await;
+            done.set(true);
+        }));
+        if drops_request_first {
+            drop(work.until(reported));
+        } else {
+            assert_eq!(work.until(reported).await, Ok(7));
+        }
+        assert!(!is_done.get());
+        let _ = release.send(());
+        for _ in 0..4 {
+            yield_now().await;
+        }
+        assert!(is_done.get(), "the work went on");
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_without_its_request() {
+        LocalSet::new().run_until(check(false)).await;
+        LocalSet::new().run_until(check(true)).await;
+    }
+}
