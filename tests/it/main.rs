@@ -48,6 +48,7 @@ mod prefetch;
 mod protocol;
 mod purge_chaos;
 mod ranges;
+mod region_fetches;
 mod routing;
 mod saved_origins;
 mod server_timing;
