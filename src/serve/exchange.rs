@@ -76,7 +76,7 @@ pub(super) struct Job {
 
 /// The request of an exchange as the origin gets it.
 pub(super) enum OriginRequest {
-    Written(Request<()>),
+    Written(Box<Request<()>>),
     /// It is written if the origin is asked: the peer that is asked first nearly always answers.
     OfVisit(Box<Visit>),
 }
@@ -84,7 +84,7 @@ pub(super) enum OriginRequest {
 impl OriginRequest {
     fn written(&self) -> Request<()> {
         match self {
-            Self::Written(request) => request.clone(),
+            Self::Written(request) => Request::clone(request),
             Self::OfVisit(visit) => visit.fill_request(None),
         }
     }

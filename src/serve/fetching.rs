@@ -262,7 +262,7 @@ impl Visit {
         }
         let request = match job.hop.as_ref().is_some_and(|hop| hop.is_for_client()) {
             true => OriginRequest::OfVisit(Box::new(self.clone())),
-            false => OriginRequest::Written(self.first_request(&mut job, found)),
+            false => OriginRequest::Written(Box::new(self.first_request(&mut job, found))),
         };
         let follower = lead.follower();
         let (report, reported) = oneshot::channel();
@@ -544,7 +544,7 @@ impl Visit {
             return lead.stored();
         }
         let request = self.fill_request(found.validated().map(Arc::as_ref));
-        let request = OriginRequest::Written(request);
+        let request = OriginRequest::Written(Box::new(request));
         let (report, _) = oneshot::channel();
         let visit = self.clone();
         spawn_local(async move {
