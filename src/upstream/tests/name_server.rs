@@ -57,13 +57,10 @@ impl NameServer {
         catalog.upsert(origin.into(), vec![zone.clone()]);
         let state = Arc::new(Mutex::new(State { mode: Mode::Zone, asked: Vec::new() }));
         let mut server = Server::new(Handler { catalog, state: state.clone() });
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let (udp, tcp) = sockets().await;
         let address = udp.local_addr().expect("its address");
         server.register_socket(udp);
-        // Long answers come over TCP.
-        if let Ok(tcp) = TcpListener::bind(address).await {
-            server.register_listener(tcp, Duration::from_secs(10), 64);
-        }
+        server.register_listener(tcp, Duration::from_secs(10), 64);
         let server = Self { address, zone, state, _server: server };
         server.set(Vec::new()).await;
         server
@@ -110,6 +107,18 @@ impl NameServer {
         };
         Resolver::new(settings, Handle::current(), recorder)
     }
+}
+
+/// Sockets for UDP and TCP at one port. Long answers come over TCP: a server without it never gives them.
+async fn sockets() -> (UdpSocket, TcpListener) {
+    // A port that is free for one protocol may be taken for the other, by any program of the machine.
+    for _ in 0..1000 {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().expect("its address")).await {
+            return (udp, tcp);
+        }
+    }
+    panic!("no port is free for both UDP and TCP");
 }
 
 /// An address record, A or AAAA.
