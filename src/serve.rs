@@ -99,7 +99,7 @@ pub(crate) use worker::{Plan, Worker, WorkerParts};
 
 use form_lookup::WantedForms;
 use lookup::{CacheQuery, LookupResult, Search};
-use outcome::{Answered, Encoded, PathError, facts_of};
+use outcome::{AnswerFuture, Answered, Encoded, PathError, facts_of};
 use routing::route;
 
 /// A reply that is ready, or a future of one.
@@ -457,7 +457,8 @@ impl Visit {
     fn wait(mut self, wait: Wait, payload: Payload) -> impl Future<Output = Reply> {
         async move {
             let outcome = match wait {
-                Wait::Purge => self.purge().await,
+                // On the heap: each request that waits moves this future, and few need the room.
+                Wait::Purge => Box::pin(self.purge()).await,
                 Wait::Pass(reason) => self.pass(reason, None, payload).await,
                 Wait::Purges(requirement) => Box::pin(self.answer_after_purges(requirement)).await,
                 Wait::LookUp(search) => {
@@ -534,19 +535,22 @@ impl Visit {
         }
     }
 
-    async fn run_stage(&self, next: NextStage) -> Result<Answered, Box<PathError>> {
+    fn run_stage(&self, next: NextStage) -> AnswerFuture<'_> {
         self.acknowledge_to_peer();
         match next {
-            NextStage::Fetch(found, reason) => self.fetch(found, reason).await,
-            NextStage::FillGaps(found) => match self.fill_gaps(&found).await? {
-                Some(answered) => Ok(answered),
-                None => {
-                    let found = LookupResult { head: None, ..found };
-                    self.fetch(found, Reason::BytesMissing).await
-                }
-            },
-            NextStage::GatewayTimeout(reason) => Err(errors::only_if_cached(reason)),
+            NextStage::Fetch(found, reason) => self.fetch(found, reason),
+            NextStage::FillGaps(found) => Box::pin(self.fill_gaps_or_fetch(found)),
+            NextStage::GatewayTimeout(reason) => {
+                Box::pin(async move { Err(errors::only_if_cached(reason)) })
+            }
         }
+    }
+
+    async fn fill_gaps_or_fetch(&self, found: LookupResult) -> Result<Answered, Box<PathError>> {
+        if let Some(answered) = self.fill_gaps(&found).await? {
+            return Ok(answered);
+        }
+        self.fetch(LookupResult { head: None, ..found }, Reason::BytesMissing).await
     }
 
     /// The facts that lookup and decision depend on.

@@ -21,7 +21,9 @@ pub(crate) struct Addressed {
 
 /// The directives of a response for a cache that listens to `list`.
 pub(crate) fn addressed(headers: &HeaderMap, list: &[TargetedField]) -> Addressed {
-    for field in list {
+    // Comparing each name costs less than hashing those of the list, which most responses do not have.
+    let is_present = |field: &&TargetedField| headers.keys().any(|name| *name == field.name);
+    for field in list.iter().filter(is_present) {
         let found = if field.structured {
             structured(headers, &field.name)
         } else {

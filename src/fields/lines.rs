@@ -146,11 +146,12 @@ impl From<&HeaderMap> for FieldLines {
     fn from(map: &HeaderMap) -> Self {
         let room =
             |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 12;
-        let mut added = Vec::with_capacity(map.iter().map(room).sum::<usize>() + ADDED_BYTES);
+        let room = map.iter().map(room).sum::<usize>() + ADDED_BYTES;
+        let mut lines = Self { added: Vec::with_capacity(room), ..Self::default() };
         for (name, value) in map {
-            push_line(&mut added, name, |text| text.extend_from_slice(value.as_bytes()));
+            lines.append(name, value);
         }
-        Self::from_added(added)
+        lines
     }
 }
 

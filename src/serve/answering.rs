@@ -79,7 +79,7 @@ impl Visit {
         }
         let apart = Self { unmet: Some(requirement), ..self.clone() };
         let found = LookupResult::none(query.key(), Reason::PurgesUnapplied);
-        Box::pin(apart.fetch(found, Reason::PurgesUnapplied)).await
+        apart.fetch(found, Reason::PurgesUnapplied).await
     }
 
     /// Whether the request is of a peer that wants the response in the coding of its origin.

@@ -100,7 +100,7 @@ pub(super) struct Asker<'a> {
 
 /// A response and where it comes from.
 pub(super) struct Received {
-    pub upstream: UpstreamResponse,
+    pub upstream: Box<UpstreamResponse>,
     /// The kind of server that it comes from.
     pub kind: UpstreamKind,
     /// The verdict of a peer about its response. `None`: the response is of the origin.

@@ -14,7 +14,7 @@ use super::asking::{HopContent, Route};
 use super::detach_on_drop::DetachOnDrop;
 use super::exchange::{ExchangeOutcome, Job, OriginRequest, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
-use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
+use super::outcome::{AnswerFuture, Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::relay::RelayOutcome;
 use super::{NextStage, Payload, Visit, errors};
@@ -39,40 +39,49 @@ enum Turn {
 }
 
 impl Visit {
-    /// Answers by way of upstream, because of `reason`.
-    pub(super) async fn fetch(
+    /// Answers by way of upstream, because of `reason`. This and what follows choose the future of the answer
+    /// without being one, so that a request that is forwarded alone is not passed through many.
+    pub(super) fn fetch(&self, found: LookupResult, reason: Reason) -> AnswerFuture<'_> {
+        match self.is_for_relay(&found) {
+            true => Box::pin(self.relay_or_fetch(found, reason)),
+            false => self.fetch_itself(found, reason),
+        }
+    }
+
+    async fn relay_or_fetch(
         &self,
         found: LookupResult,
         reason: Reason,
     ) -> Result<Answered, Box<PathError>> {
-        if self.is_for_relay(&found) {
-            match self.relay(&found, reason).await {
-                RelayOutcome::Answered(answered) => return Ok(*answered),
-                RelayOutcome::OwnKey => {}
-                RelayOutcome::NoPeer => {
-                    let alone = Self { leaves_peers_out: true, ..self.clone() };
-                    return Box::pin(alone.fetch_itself(found, reason)).await;
-                }
-                RelayOutcome::Failed(unanswered) => {
-                    return self.without_peers(&found, unanswered, reason);
-                }
+        match self.relay(&found, reason).await {
+            RelayOutcome::Answered(answered) => Ok(*answered),
+            RelayOutcome::OwnKey => self.fetch_itself(found, reason).await,
+            RelayOutcome::NoPeer => {
+                let alone = Self { leaves_peers_out: true, ..self.clone() };
+                alone.fetch_itself(found, reason).await
             }
+            RelayOutcome::Failed(unanswered) => self.without_peers(&found, unanswered, reason),
         }
-        self.fetch_itself(found, reason).await
     }
 
     /// As [`Visit::fetch`], for requests that are not relayed to a peer as they are.
-    async fn fetch_itself(
+    fn fetch_itself(&self, found: LookupResult, reason: Reason) -> AnswerFuture<'_> {
+        if self.context.request.method == http::Method::HEAD {
+            return self.pass(reason, Some(found), Payload::default());
+        }
+        match self.stale_deadline(&found) {
+            None => self.take_turns(found, reason),
+            Some(soft_deadline) => Box::pin(self.fetch_in_time(soft_deadline, found, reason)),
+        }
+    }
+
+    /// Serves the stored response, which is stale, if upstream takes longer than `soft_deadline`.
+    async fn fetch_in_time(
         &self,
+        soft_deadline: Duration,
         found: LookupResult,
         reason: Reason,
     ) -> Result<Answered, Box<PathError>> {
-        if self.context.request.method == http::Method::HEAD {
-            return self.pass(reason, Some(found), Payload::default()).await;
-        }
-        let Some(soft_deadline) = self.stale_deadline(&found) else {
-            return self.take_turns(found, reason).await;
-        };
         let stale = found.clone();
         match tokio::time::timeout(soft_deadline, self.take_turns(found, reason)).await {
             Ok(outcome) => outcome,
@@ -85,24 +94,32 @@ impl Visit {
     }
 
     /// Leads or follows up to [`TURNS_MAX`] exchanges until one has an answer for this request.
-    async fn take_turns(
+    fn take_turns(&self, found: LookupResult, reason: Reason) -> AnswerFuture<'_> {
+        match self.join(&found) {
+            Join::Uncollapsed(why) => self.forward_alone(uncollapsed(why, reason), found),
+            join => Box::pin(self.take_turns_from(join, found, reason)),
+        }
+    }
+
+    async fn take_turns_from(
         &self,
+        mut join: Join,
         mut found: LookupResult,
         reason: Reason,
     ) -> Result<Answered, Box<PathError>> {
         for _ in 0..TURNS_MAX {
-            let turn = match self.join(&found) {
+            let turn = match join {
                 Join::Lead(lead) => self.lead_turn(lead, found, reason).await?,
                 Join::Follow(follower) => self.follow_turn(follower, found, reason).await?,
                 Join::Uncollapsed(why) => {
-                    let reason = uncollapsed(why, reason);
-                    return self.forward_alone(reason, found).await;
+                    return self.forward_alone(uncollapsed(why, reason), found).await;
                 }
             };
             match turn {
                 Turn::Done(answered) => return Ok(answered),
                 Turn::Again(next) => found = next,
             }
+            join = self.join(&found);
         }
         self.forward_alone(reason, found).await
     }

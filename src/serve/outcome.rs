@@ -1,6 +1,7 @@
 //! The outcome of the request path: an answer or an error, each with the facts that `Cache-Status`, log
 //! and metrics state. Stages return them as values; `finish` in [`super`] writes them once.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ pub(super) struct Answered {
     pub content: Content,
     pub facts: ResponseFacts,
 }
+
+/// The future of an answer.
+pub(super) type AnswerFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<Answered, Box<PathError>>> + 'a>>;
 
 /// Where the content of a reply comes from, for the step *encode*.
 pub(super) enum Content {

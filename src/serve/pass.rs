@@ -2,15 +2,15 @@
 //! that cannot share a response. The response may still be stored, update a stored response, or
 //! invalidate one.
 
-use std::pin::Pin;
-
 use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, HOST, MAX_FORWARDS, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use tokio::task::spawn_local;
 
 use super::exchange::{Disposition, Job};
 use super::lookup::LookupResult;
-use super::outcome::{Answered, PathError, facts_of, unanswered_facts, upstream_facts};
+use super::outcome::{
+    AnswerFuture, Answered, PathError, facts_of, unanswered_facts, upstream_facts,
+};
 use super::{Payload, ProtocolSwitch, Visit, errors, finish_error};
 use crate::body::{Body, BodySource};
 use crate::cache::{
@@ -26,9 +26,6 @@ use crate::store::StoredHead;
 use crate::transform;
 use crate::upstream::{FetchError, Intent, Times, Unanswered, UpstreamResponse, tunnel};
 
-/// The future of a request that is forwarded uncollapsed.
-pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Answered, Box<PathError>>> + 'a>>;
-
 impl Visit {
     /// Forwards this request uncollapsed, because of `reason`. `found` is the result of the lookup, if
     /// there was one. Boxed, so that the future of a collapsed request does not contain an exchange.
@@ -37,20 +34,18 @@ impl Visit {
         reason: Reason,
         found: Option<LookupResult>,
         payload: Payload,
-    ) -> Passing<'_> {
-        let facts = facts_of(CacheStatus::forwarded(reason));
+    ) -> AnswerFuture<'_> {
         let found = found.unwrap_or_else(|| LookupResult::none(self.query().key(), Reason::Absent));
-        Box::pin(self.forward(facts, found, payload))
+        Box::pin(self.forward(reason, found, payload))
     }
 
     async fn forward(
         &self,
-        facts: ResponseFacts,
+        reason: Reason,
         found: LookupResult,
         Payload { body, switch }: Payload,
     ) -> Result<Answered, Box<PathError>> {
-        // This exchange validates nothing; `found` is what may be served stale.
-        let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
+        let job = self.job_without_condition(&found)?;
         let sequence = self.worker.store.purges().sequence();
         let intent = Intent {
             affinity: job.affinity,
@@ -67,8 +62,9 @@ impl Visit {
         let is_unkeyed = self.context.request.method == Method::GET && !body.is_end_stream();
         let body = if switch.is_none() && !intent.is_call { self.mirror(body) } else { body };
         let request = || self.upstream_request(None);
-        let response = match self.worker.upstreams.send(&job.upstream, request, body, &intent).await
-        {
+        let sent = self.worker.upstreams.send(&job.upstream, request, body, &intent).await;
+        let facts = facts_of(CacheStatus::forwarded(reason));
+        let response = match sent {
             Ok(response) => response,
             Err(unanswered) => return self.without_response(&job, &found, &unanswered, facts),
         };
@@ -76,16 +72,38 @@ impl Visit {
             facts.after(Some(upstream_facts(&response, &job.upstream, UpstreamKind::Origin)));
         let invalid = self.invalidated(&job, &response.response);
         let is_for_peers = self.worker.region.is_some() && !invalid.is_empty();
-        let received = Received { response, facts, invalid };
-        let answered = match self.pass_response(&job, &found, sequence, switch, received)? {
-            Passed::Through(answered) => answered,
+        let is_for_client = switch.is_some() || intent.is_call;
+        let received = Received { response, facts, invalid, is_for_client };
+        match self.pass_response(&job, &found, sequence, switch, received)? {
+            Passed::Through(answered) if !is_for_peers => Ok(answered),
             // On the heap: most exchanges do not need the room.
-            Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await?,
+            passed => Box::pin(self.store_and_wait(job, passed, is_unkeyed, is_for_peers)).await,
+        }
+    }
+
+    /// Stores the response, if it may be stored, and waits for peers, if the request has invalidated something.
+    async fn store_and_wait(
+        &self,
+        job: Job,
+        passed: Passed,
+        is_unkeyed: bool,
+        is_for_peers: bool,
+    ) -> Result<Answered, Box<PathError>> {
+        let answered = match passed {
+            Passed::Through(answered) => answered,
+            Passed::Storable(storable) => self.store(job, storable, is_unkeyed).await?,
         };
         if is_for_peers {
-            Box::pin(self.wait_for_peers()).await;
+            self.wait_for_peers().await;
         }
         Ok(answered)
+    }
+
+    /// The job of an exchange that validates nothing: `found` is what may be served stale.
+    fn job_without_condition(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
+        let mut job = self.job(found)?;
+        (job.stale, job.stale_if_error) = (None, false);
+        Ok(job)
     }
 
     /// Waits until the peers have applied what this request has invalidated, at most for their deadline.
@@ -111,7 +129,7 @@ impl Visit {
     async fn pass_uncoded(&self) -> Result<Answered, Box<PathError>> {
         let facts = facts_of(CacheStatus::forwarded(Reason::VariantAbsent));
         let found = LookupResult::none(self.query().key(), Reason::VariantAbsent);
-        let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
+        let job = self.job_without_condition(&found)?;
         let intent = Intent {
             affinity: job.affinity,
             proxied: job.proxied.clone(),
@@ -166,15 +184,14 @@ impl Visit {
             .map_err(|facts| facts.fail(errors::upstream(error, &self.worker.recorder)))
     }
 
-    /// Decides what to do with the response. A response to a protocol switch or a gRPC call is for its
-    /// client only, because no key contains what it depends on.
+    /// Decides what to do with the response.
     fn pass_response(
         &self,
         job: &Job,
         found: &LookupResult,
         sequence: PurgeSequence,
         switch: Option<Box<ProtocolSwitch>>,
-        Received { mut response, mut facts, invalid }: Received,
+        Received { mut response, mut facts, invalid, is_for_client }: Received,
     ) -> Result<Passed, Box<PathError>> {
         // RFC 5861 §4, also for uncollapsed requests.
         if cache::decide::is_upstream_error(response.response.status()) {
@@ -183,7 +200,7 @@ impl Visit {
                 Err(unchanged) => facts = unchanged,
             }
         }
-        if switch.is_some() || self.is_call() {
+        if is_for_client {
             self.invalidate(invalid, None);
             if let Some(ProtocolSwitch { client, .. }) = switch.map(|switch| *switch)
                 && let Some(origin) = response.upgraded.take()
@@ -362,10 +379,13 @@ impl Visit {
 
 /// A response, and what is known of its exchange.
 struct Received {
-    response: UpstreamResponse,
+    response: Box<UpstreamResponse>,
     facts: ResponseFacts,
     /// The stored responses that it invalidates.
     invalid: Vec<PurgeScope>,
+    /// The response to a protocol switch or a gRPC call is for its client only, because no key contains what it
+    /// depends on.
+    is_for_client: bool,
 }
 
 /// What is done with the response to an uncollapsed request.

@@ -10,8 +10,7 @@ use http::header::RANGE;
 use super::asking::{HopContent, HopPlan, Received};
 use super::exchange::Job;
 use super::lookup::LookupResult;
-use super::outcome::{Answered, PathError, facts_of, upstream_facts};
-use super::pass::Passing;
+use super::outcome::{AnswerFuture, Answered, PathError, facts_of, upstream_facts};
 use super::{Payload, Visit};
 use crate::cache::{CacheStatus, Reason};
 use crate::fields::ranges::is_conditional;
@@ -65,7 +64,7 @@ impl Visit {
 
     /// Forwards a request that shares no other one's response: to the peers that stand before the origin, if the rule
     /// has a shield, so that only that asks the origin. Requests that are known to be uncacheable go to the origin.
-    pub(super) fn forward_alone(&self, reason: Reason, found: LookupResult) -> Passing<'_> {
+    pub(super) fn forward_alone(&self, reason: Reason, found: LookupResult) -> AnswerFuture<'_> {
         let is_cacheable = || !self.worker.fills.is_uncacheable(found.hash);
         match self.shield().is_some() && !self.leaves_peers_out && is_cacheable() {
             true => Box::pin(self.forward_by_peers(reason, found)),

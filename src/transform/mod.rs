@@ -370,6 +370,7 @@ fn media_type(content_type: &[u8]) -> &[u8] {
 
 impl MediaRange {
     /// Whether the set has this media type, given without parameters.
+    #[inline]
     pub(crate) fn matches(&self, media_type: &[u8]) -> bool {
         let length = media_type.len();
         match self {

@@ -128,11 +128,9 @@ pub(crate) struct AcceptedMemo {
 impl AcceptedMemo {
     /// As [`Accepted::from_headers`].
     pub(crate) fn accepted(&mut self, request: &HeaderMap) -> Accepted {
-        if !request.contains_key(ACCEPT_ENCODING) {
-            return Accepted::default();
-        }
         let mut lines = request.get_all(ACCEPT_ENCODING).iter();
         match (lines.next(), lines.next()) {
+            (None, _) => Accepted::default(),
             (Some(line), None) if line.as_bytes() == self.line => self.accepted,
             (Some(line), None) if line.len() <= MEMO_BYTES_MAX => {
                 self.accepted = Accepted::from_headers(request);

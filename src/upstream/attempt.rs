@@ -22,7 +22,7 @@ use super::core::{Active, Core};
 use super::deadline::{Deadline, Limits};
 use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
 use super::exchange::{Times, UpstreamResponse};
-use super::fields::{self, Misframed, Upgrade};
+use super::fields::{self, Misframed, Present, Upgrade};
 use super::hold::HeldContent;
 use super::http1::Http1;
 use super::http2::{Http2, Share};
@@ -33,7 +33,7 @@ use super::proxy_header;
 use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
 use super::resume::{ResumedBody, Resumption};
-use super::send::{Failed, Outgoing};
+use super::send::{Failed, Outgoing, TryResult};
 use super::settings::{PoolSettings, ProxyVersion};
 use super::tunnel::UpgradedOrigin;
 use crate::body::{Body, BodyError, BodyFault, BodySource};
@@ -56,7 +56,7 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Makes the try. An idle connection that turns out to be closed is replaced once.
-    pub(super) async fn exchange(self, mut body: Body) -> Result<UpstreamResponse, Failed> {
+    pub(super) async fn exchange(self, mut body: Body) -> TryResult {
         let Outgoing { core, state, .. } = self.outgoing;
         let active = Active::begin(core, &state.pool, &self.chosen);
         let deadline = core.timers.deadline();
@@ -72,7 +72,7 @@ impl Attempt<'_> {
                         let failed = Failed::new(error, Some(body));
                         // One failed connection counts once, however many requests waited for it.
                         let outcome = failed.outcome.filter(|_| !is_anothers);
-                        return Err(Failed { outcome, ..failed });
+                        return Err(Box::new(Failed { outcome, ..failed }));
                     }
                 },
             };
@@ -118,13 +118,14 @@ impl Attempt<'_> {
                             Err(error) => Err(error),
                         },
                     };
-                    return responded
-                        .map_err(|error| Failed { connected, ..Failed::new(error, None) });
+                    return responded.map_err(|error| {
+                        Box::new(Failed { connected, ..Failed::new(error, None) })
+                    });
                 }
                 Err(no_head) => no_head,
             };
             let failed = Failed { connected, ..self.failed(no_head, &upload, &deadline) };
-            body = self.replace_closed(failed, reused).map_err(|failed| *failed)?;
+            body = self.replace_closed(failed, reused)?;
         }
     }
 
@@ -311,20 +312,24 @@ impl Attempt<'_> {
     /// The request as it is sent on a connection.
     fn request(&self, body: Body, upload: &Rc<ClientUpload>, is_http2: bool) -> Request<Body> {
         let Outgoing { core, state, intent, request, .. } = self.outgoing;
+        let has_content = !body.is_end_stream();
         let mut request = request().map(|()| body);
         if let Some(protocol) = &intent.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
-        fields::direct(&mut request, self.origin(), is_http2);
+        let present = Present::among(request.headers());
+        fields::direct(&mut request, present, self.origin(), is_http2);
         if let Some(access) = &state.pool.access {
             access.authorize(&mut request, core.clock.now());
         }
-        if request.body().is_end_stream() {
+        if present.expect && !has_content {
             // RFC 9110 §10.1.1: a request without content must not expect 100 (Continue).
             request.headers_mut().remove(EXPECT);
         }
-        request = upload.watch(request);
+        if has_content {
+            request = request.map(|body| upload.watch(body));
+        }
         if is_http2 {
             if let Some(acknowledged) = &intent.acknowledged {
                 acknowledged.note_sent();
@@ -334,14 +339,14 @@ impl Attempt<'_> {
             }
             return request;
         }
-        fields::frame_content(&mut request);
+        fields::frame_content(&mut request, present);
         if let Some(interims) = self.interims() {
             let (interims, recorder) = (interims.clone(), core.recorder.clone());
             hyper::ext::on_informational(&mut request, move |received| {
                 fields::pass_on(&interims, &recorder, received.status(), received.headers());
             });
         }
-        if request.headers().contains_key(EXPECT) {
+        if present.expect && has_content {
             let timeout = state.pool.settings().deadlines.expect_continue;
             request = hold_for_continue(request, timeout);
         }
@@ -436,7 +441,7 @@ impl Attempt<'_> {
         exchanged: Exchanged,
         deadline: Deadline,
         active: Active,
-    ) -> Result<(UpstreamResponse, Option<Awaited>), FetchError> {
+    ) -> Result<(Box<UpstreamResponse>, Option<Awaited>), FetchError> {
         let Exchanged { mut link, response, connected_in, upload } = exchanged;
         let (mut head, incoming) = response.into_parts();
         fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
@@ -494,9 +499,9 @@ impl Attempt<'_> {
     /// Waits for content.
     async fn await_content(
         &self,
-        mut upstream: UpstreamResponse,
+        mut upstream: Box<UpstreamResponse>,
         Awaited { mut body, mut held }: Awaited,
-    ) -> Result<UpstreamResponse, FetchError> {
+    ) -> Result<Box<UpstreamResponse>, FetchError> {
         let awaited = poll_fn(|cx| body.poll_awaited(cx, &mut held, &self.pace)).await;
         let origin = || self.origin().name.clone();
         awaited.map_err(|why| match why {
@@ -517,7 +522,7 @@ impl Attempt<'_> {
     }
 
     /// Hands over the connection after a 101.
-    async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
+    async fn switch(&self, exchanged: Exchanged) -> Result<Box<UpstreamResponse>, FetchError> {
         let Exchanged { link, response, connected_in, .. } = exchanged;
         let (mut head, _) = response.into_parts();
         let asked = self.outgoing.intent.upgrade.as_ref();
@@ -527,8 +532,9 @@ impl Attempt<'_> {
         fields::take_hop_by_hop(&mut head.headers, Upgrade::Kept);
         let address = link.address();
         let upgraded = Some(Box::new(self.upgraded(link).await?));
-        let response = self.response(head, Body::Empty, address, connected_in);
-        Ok(UpstreamResponse { upgraded, ..response })
+        let mut upstream = self.response(head, Body::Empty, address, connected_in);
+        upstream.upgraded = upgraded;
+        Ok(upstream)
     }
 
     fn response(
@@ -537,7 +543,7 @@ impl Attempt<'_> {
         body: Body,
         address: Option<SocketAddr>,
         connected: Option<Duration>,
-    ) -> UpstreamResponse {
+    ) -> Box<UpstreamResponse> {
         head.extensions.clear();
         let Outgoing { core, began: (asked, began), .. } = self.outgoing;
         let (came, now) = core.clock.both();
@@ -549,7 +555,7 @@ impl Attempt<'_> {
         if self.number == 1 {
             self.outgoing.state.note_latency(first_byte);
         }
-        UpstreamResponse {
+        Box::new(UpstreamResponse {
             response: Response::from_parts(head, body),
             origin: self.origin().name.clone(),
             address,
@@ -560,7 +566,7 @@ impl Attempt<'_> {
             connected,
             times: Times { asked: *asked, came },
             upgraded: None,
-        }
+        })
     }
 
     fn misframed(&self, misframed: Misframed) -> FetchError {

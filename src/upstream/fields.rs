@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use http::header::{
     ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HOST, LAST_MODIFIED,
-    LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+    CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPECT, EXPIRES, HOST,
+    LAST_MODIFIED, LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VARY,
 };
 use http::uri::PathAndQuery;
 use http::{
@@ -20,11 +21,35 @@ use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 use crate::peers::is_peer_field;
 
+/// The fields of a request on which its way to the origin depends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Present {
+    pub(super) host: bool,
+    pub(super) length: bool,
+    pub(super) expect: bool,
+}
+
+impl Present {
+    /// Looks at each field once: comparing names costs less than hashing three.
+    pub(super) fn among(headers: &HeaderMap) -> Self {
+        let mut present = Self::default();
+        for name in headers.keys() {
+            match *name {
+                HOST => present.host = true,
+                CONTENT_LENGTH => present.length = true,
+                EXPECT => present.expect = true,
+                _ => {}
+            }
+        }
+        present
+    }
+}
+
 /// Sets `Host`, URI and version as the protocol and the pool require.
-pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) {
+pub(super) fn direct(request: &mut Request<Body>, present: Present, origin: &Member, http2: bool) {
     if let Some(host) = &origin.host {
         request.headers_mut().insert(HOST, host.clone());
-    } else if !request.headers().contains_key(HOST) {
+    } else if !present.host {
         let authority = request.uri().authority().unwrap_or(&origin.authority).as_str();
         let host = HeaderValue::from_str(authority).expect("an authority is a field value");
         request.headers_mut().insert(HOST, host);
@@ -50,8 +75,8 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) 
 
 /// Adds the framing of content to an HTTP/1.1 request that has none. hyper would drop content of
 /// unknown length on GET and HEAD.
-pub(super) fn frame_content(request: &mut Request<Body>) {
-    if request.headers().contains_key(CONTENT_LENGTH) {
+pub(super) fn frame_content(request: &mut Request<Body>, present: Present) {
+    if present.length {
         return;
     }
     if request.body().exact_length().is_none() {
@@ -334,7 +359,8 @@ mod tests {
             if let Some(length) = length {
                 request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static(length));
             }
-            frame_content(&mut request);
+            let present = Present::among(request.headers());
+            frame_content(&mut request, present);
             let of = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!((of(CONTENT_LENGTH), of(TRANSFER_ENCODING)), expected, "{method}");
         };

@@ -23,12 +23,9 @@ pub(super) struct ClientUpload {
 }
 
 impl ClientUpload {
-    /// Watches this request's body.
-    pub(super) fn watch(self: &Rc<Self>, request: Request<Body>) -> Request<Body> {
-        if BodySource::is_end_stream(request.body()) {
-            return request;
-        }
-        request.map(|body| Body::stream(WatchedBody { body, upload: self.clone() }))
+    /// Watches the body of a request.
+    pub(super) fn watch(self: &Rc<Self>, body: Body) -> Body {
+        Body::stream(WatchedBody { body, upload: self.clone() })
     }
 
     /// Why the body failed, if it did.

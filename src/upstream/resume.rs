@@ -127,7 +127,7 @@ impl Resumption {
             let again = || request.clone();
             let outgoing = Outgoing::resuming(&core, &state, &again, &intent, broken);
             let UpstreamResponse { response, origin, .. } =
-                outgoing.send(Body::Empty).await.ok()?;
+                *outgoing.send(Body::Empty).await.ok()?;
             let (status, headers) = (response.status(), response.headers());
             let answer = judge(&asked, Some(&validator), complete_length, status, headers);
             let PartAnswer::Part { complete_length, .. } = answer else { return None };

@@ -102,7 +102,7 @@ impl Upstreams {
         request: impl Fn() -> Request<()>,
         body: Body,
         intent: &Intent,
-    ) -> Result<UpstreamResponse, Box<Unanswered>> {
+    ) -> Result<Box<UpstreamResponse>, Box<Unanswered>> {
         let Upstream::Pool(pool) = upstream;
         let core = &self.0;
         let state = core.state(pool);
@@ -113,7 +113,9 @@ impl Upstreams {
         }
         state.earn_retry();
         let (kept, body) = KeptBody::of(body, pool, intent);
-        Outgoing::new(core, &state, &request, kept, intent).send(body).await
+        let outgoing = Outgoing::new(core, &state, &request, kept, intent);
+        // On the heap: the future of the tries is large, and is moved with each future that it is a part of.
+        Box::pin(outgoing.send(body)).await
     }
 }
 

@@ -50,6 +50,7 @@ use rule::Case;
 
 pub(super) use failed::Failed;
 pub(super) use kept_body::KeptBody;
+pub(super) use race::TryResult;
 
 /// A request on its way to a pool: what all its tries share.
 pub(super) struct Outgoing<'a> {
@@ -108,7 +109,7 @@ impl<'a> Outgoing<'a> {
     ///
     /// # Errors
     /// The error of the last try, and which origin it was sent to.
-    pub(super) async fn send(&self, body: Body) -> Result<UpstreamResponse, Box<Unanswered>> {
+    pub(super) async fn send(&self, body: Body) -> Result<Box<UpstreamResponse>, Box<Unanswered>> {
         let chosen = self.first_choice(&body).await?;
         let mut sending = Sending::new(self, &chosen);
         let pace = Pace::default();
@@ -207,7 +208,7 @@ struct Sending<'a> {
     /// The best response with a status of `retry.on`.
     held: Option<Box<UpstreamResponse>>,
     /// The last failure and its member.
-    failure: Option<(Failed, Rc<MemberState>)>,
+    failure: Option<(Box<Failed>, Rc<MemberState>)>,
     unretried: Option<Unretried>,
     /// The request has waited for `retry.per_try_timeout`.
     is_overlapping: bool,
@@ -252,8 +253,8 @@ impl<'a> Sending<'a> {
     fn judge(
         &mut self,
         number: usize,
-        upstream: UpstreamResponse,
-    ) -> Result<UpstreamResponse, Cause> {
+        upstream: Box<UpstreamResponse>,
+    ) -> Result<Box<UpstreamResponse>, Cause> {
         let (status, retry) = (upstream.response.status(), self.retry());
         let reason = if retry.on.statuses.contains(status) {
             let cause = format!("it responded with {}", status.as_u16());
@@ -299,18 +300,18 @@ impl<'a> Sending<'a> {
         recorder.count_labelled(Metric::UpstreamHedges, outcome);
     }
 
-    fn hold(&mut self, upstream: UpstreamResponse) {
+    fn hold(&mut self, upstream: Box<UpstreamResponse>) {
         let is_better = |held: &UpstreamResponse| {
             held.response.status().is_server_error()
                 && !upstream.response.status().is_server_error()
         };
         if self.held.as_deref().is_none_or(is_better) {
-            self.held = Some(Box::new(upstream));
+            self.held = Some(upstream);
         }
     }
 
     /// The request has its response: settles what the other tries cost and whose fault they were.
-    fn won(&mut self, number: usize, mut upstream: UpstreamResponse) -> UpstreamResponse {
+    fn won(&mut self, number: usize, mut upstream: Box<UpstreamResponse>) -> Box<UpstreamResponse> {
         if self.others.is_empty() {
             return upstream;
         }
@@ -335,7 +336,7 @@ impl<'a> Sending<'a> {
     }
 
     /// Notes the failure of a try, and whether another one would help.
-    fn failed(&mut self, number: usize, mut failed: Failed) -> Cause {
+    fn failed(&mut self, number: usize, mut failed: Box<Failed>) -> Cause {
         let recorder = &self.outgoing.core.recorder;
         let label = failed.error.error_type().index();
         recorder.count_labelled(Metric::UpstreamFailures, label);
@@ -509,15 +510,16 @@ impl<'a> Sending<'a> {
     }
 
     /// No other try may be made: the response that was held, or the last error.
-    fn give_up(mut self) -> Result<UpstreamResponse, Box<Unanswered>> {
+    fn give_up(mut self) -> Result<Box<UpstreamResponse>, Box<Unanswered>> {
         let unretried = self.unretried;
         if let Some(why) = unretried {
             let recorder = &self.outgoing.core.recorder;
             recorder.count_labelled(Metric::UpstreamUnretried, why.index());
         }
         let attempts = self.others.len() as u32 + 1;
-        if let Some(held) = self.held.take() {
-            return Ok(UpstreamResponse { attempts, unretried, ..*held });
+        if let Some(mut held) = self.held.take() {
+            (held.attempts, held.unretried) = (attempts, unretried);
+            return Ok(held);
         }
         let (failed, member) = self.failure.take().expect("a try without a response has failed");
         let tried = Tried {

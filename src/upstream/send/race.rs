@@ -14,10 +14,10 @@ use super::super::patience::Pace;
 use super::failed::Failed;
 
 /// How a try ends.
-pub(super) type TryResult = Result<UpstreamResponse, Failed>;
+/// Both on the heap: they travel through many futures, which stay small.
+pub(in crate::upstream) type TryResult = Result<Box<UpstreamResponse>, Box<Failed>>;
 
 /// A change in a race. Tries are numbered from 0.
-#[expect(clippy::large_enum_variant, reason = "most races have one event, the large one")]
 pub(super) enum RaceEvent {
     /// This try has ended.
     Ended(usize, TryResult),

@@ -135,7 +135,7 @@ impl Bed {
             .upstreams
             .send(&Upstream::Pool(self.pool.clone()), || head.clone(), body, &intent)
             .await;
-        sent.map_err(|unanswered| unanswered.error)
+        sent.map(|upstream| *upstream).map_err(|unanswered| unanswered.error)
     }
 
     pub(crate) async fn get(&self) -> Result<UpstreamResponse, FetchError> {
