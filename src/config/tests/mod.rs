@@ -1001,6 +1001,16 @@ fn a_signed_pool_has_region_keys_and_a_host_that_clients_do_not_choose() {
            Host and a client must not choose it",
         ],
     );
+    let grpc = |methods: &str| {
+        format!("host = \"b\"\nsign = {{ {good}{methods} }}\ncheck.kind = \"grpc\"")
+    };
+    check_pool(
+        &grpc(""),
+        &[
+            "5:8: a check of kind \"grpc\" is a POST, which must be signed too: add \"POST\" to \"methods\"",
+        ],
+    );
+    check_pool(&grpc(", methods = [\"POST\"]"), &[]);
     check_pool("sign = { region = \"r\" }", &["4:8: set \"kind\", such as kind = \"aws-sigv4\""]);
     check_pool(
         &format!("host = \"b\"\nsign = {{ kind = \"aws-sigv4\", credentials_file = {keys:?} }}"),

@@ -184,7 +184,7 @@ async fn test(
             let request = check_request(http, member, http2);
             let mut request = request.map_err(|error| error.to_string())?;
             if let Some(access) = &pool.access {
-                access.authorize_check(&mut request, clock.now());
+                access.authorize_check(&mut request, &[], clock.now());
             }
             exchange(request, stream, http2, async |response| judge(http, response).await).await
         }
@@ -194,8 +194,12 @@ async fn test(
                 return Err("the origin does not speak HTTP/2, which gRPC needs".to_owned());
             }
             let host = grpc.host_header.as_ref().or(member.host.as_ref());
-            let call =
-                grpc::call(&grpc.service, member, host).map_err(|error| error.to_string())?;
+            let question = grpc::question(&grpc.service);
+            let call = grpc::call(question.clone(), member, host);
+            let mut call = call.map_err(|error| error.to_string())?;
+            if let Some(access) = &pool.access {
+                access.authorize_check(&mut call, &question, clock.now());
+            }
             exchange(call, stream, true, grpc::judge).await
         }
     }

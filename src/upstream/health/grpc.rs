@@ -14,9 +14,9 @@ use super::super::members::Member;
 use super::check::USER_AGENT_VALUE;
 use crate::fields::is_grpc;
 
-/// The call, for a service by its full name such as `shop.Cart`; empty: the server as a whole.
+/// The call, with this [`question`].
 pub(super) fn call(
-    service: &str,
+    question: Bytes,
     member: &Member,
     host: Option<&HeaderValue>,
 ) -> Result<Request<Full<Bytes>>, http::Error> {
@@ -28,7 +28,7 @@ pub(super) fn call(
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         .header(USER_AGENT, USER_AGENT_VALUE)
-        .body(Full::new(question(service)))
+        .body(Full::new(question))
 }
 
 /// Passes only if the service says that it is serving.
@@ -69,8 +69,9 @@ fn check_status(trailers: &HeaderMap) -> Result<(), String> {
 }
 
 /// `HealthCheckRequest { service = 1 }` as a message of gRPC: a byte that says that it is not
-/// compressed, its length in four bytes, and the message. Names are shorter than 128 bytes.
-fn question(service: &str) -> Bytes {
+/// compressed, its length in four bytes, and the message. `service` is the full name of a service, such as
+/// `shop.Cart`, shorter than 128 bytes; empty: the server as a whole.
+pub(super) fn question(service: &str) -> Bytes {
     let mut message = Vec::with_capacity(service.len() + 7);
     let field = if service.is_empty() { 0 } else { service.len() as u8 + 2 };
     message.extend_from_slice(&[0, 0, 0, 0, field]);

@@ -16,11 +16,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use http_body_util::Empty;
 
 use super::settings::{PoolError, PoolSettings};
 use crate::body::{Body, BodySource};
@@ -121,9 +119,14 @@ impl OriginAccess {
         self.add_to(request, payload, now);
     }
 
-    /// The same for a health check, which has no content.
-    pub(super) fn authorize_check(&self, request: &mut Request<Empty<Bytes>>, now: SystemTime) {
-        self.add_to(request, |_| sigv4::EMPTY_SHA256.to_owned(), now);
+    /// The same for a health check with this content; empty: it has none.
+    pub(super) fn authorize_check<B>(
+        &self,
+        request: &mut Request<B>,
+        content: &[u8],
+        now: SystemTime,
+    ) {
+        self.add_to(request, |_| sigv4::sha256_hex(content), now);
     }
 
     fn add_to<B>(&self, request: &mut Request<B>, payload: impl Fn(&B) -> String, now: SystemTime) {

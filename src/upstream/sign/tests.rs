@@ -118,6 +118,25 @@ fn content_in_memory_is_hashed_and_content_that_streams_is_not() {
 }
 
 #[test]
+fn a_check_with_content_is_signed_as_a_request_with_it() {
+    let signing = Signing { methods: vec![Method::POST], ..signing("us-east-1") };
+    let access = OriginAccess {
+        signing: Some((signing, ArcSwap::from_pointee(credentials("AKID", "key")))),
+        secret_field: None,
+        files: Mutex::default(),
+        renewal: Mutex::default(),
+    };
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
+    let post = || Request::post("http://a.example/grpc.health.v1.Health/Check");
+    let mut check = post().body(()).unwrap();
+    access.authorize_check(&mut check, b"question", now);
+    let mut request = post().body(Body::from("question".to_owned())).unwrap();
+    access.authorize(&mut request, now);
+    assert!(check.headers().contains_key(AUTHORIZATION));
+    assert_eq!(check.headers(), request.headers());
+}
+
+#[test]
 fn nothing_that_is_shown_of_a_signed_request_has_the_signature() {
     let request = Request::get("/a").header("host", "bucket.example").body(Body::Empty).unwrap();
     let shown = format!("{:?}", signed(request).headers());

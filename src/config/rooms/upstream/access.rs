@@ -16,7 +16,8 @@ use toml::de::DeValue;
 use crate::config::reader::{Reader, Section};
 use crate::config::values::{Value, text};
 use crate::upstream::{
-    self, CredentialsSource, HostHeader, Origin, PoolSettings, Scheme, SecretField, Signing,
+    self, Check, CheckKind, CredentialsSource, HostHeader, Origin, PoolSettings, Scheme,
+    SecretField, Signing,
 };
 
 /// Reads how the node shows private origins who it is.
@@ -28,6 +29,15 @@ pub(super) fn read_access(section: &Section<'_>, pool: &mut PoolSettings) {
             "host",
             "signed requests need host = \"origin\" or a fixed host, because the signature covers \
              Host and a client must not choose it",
+        );
+    }
+    if let (Some(signing), Some(Check { kind: CheckKind::Grpc(_), .. })) =
+        (&pool.signing, &pool.check)
+        && !signing.methods.contains(&Method::POST)
+    {
+        sign.mistake(
+            "methods",
+            "a check of kind \"grpc\" is a POST, which must be signed too: add \"POST\" to \"methods\"",
         );
     }
     let field = section.section("secret_header");
