@@ -285,7 +285,7 @@ async fn sweep(core: Weak<Core>, connection_wanted: Arc<Notify>) {
 
 /// An exchange in flight, counted at its member until dropped. It tells the member's health how the
 /// response went: [`Active::answered`] at its head, then [`Active::finished`] or
-/// [`Active::body_failed`]. An exchange that is dropped before says nothing.
+/// [`Active::body_failed`] at its end. An exchange that is dropped before says nothing.
 pub(super) struct Active {
     core: Rc<Core>,
     pool: Arc<Pool>,
@@ -340,33 +340,32 @@ impl Active {
             trial.answered(is_5xx);
         }
         if is_5xx {
-            self.end(false, "it responded with errors (5xx)");
+            self.end(Outcome::Faulty, "it responded with errors (5xx)");
         } else {
             self.state.last_good_ms.set(self.core.timers.now_ms());
         }
     }
 
-    /// The response is whole.
-    pub(super) fn finished(&self) {
-        self.end(true, "");
+    /// The response is whole. `has_content`: with some content.
+    pub(super) fn finished(&self, has_content: bool) {
+        self.end(if has_content { Outcome::Good } else { Outcome::Contentless }, "");
     }
 
-    fn end(&self, is_good: bool, cause: &str) {
+    fn end(&self, outcome: Outcome, cause: &str) {
         if self.has_ended.replace(true) {
             return;
         }
-        self.state.count_outcome(is_good);
+        self.state.count_outcome(outcome.is_good());
         let health = &self.state.member.health;
         let view = health.view();
-        if is_good && view.is_quiet() {
+        if outcome.is_good() && view.is_quiet() {
             return;
         }
         // A trial that was answered has begun another epoch.
         let epoch = if self.trial.is_some() { view.epoch() } else { self.epoch };
-        let outcome = if is_good { Outcome::Good } else { Outcome::Faulty };
         let event = Event::Finished { epoch, is_trial: false, outcome };
         record(&self.pool, &self.state.member, event, &self.core.recorder, format_args!("{cause}"));
-        if is_good && view.is_touched() {
+        if view.is_touched() && !health.view().is_touched() {
             notices::recovered(self.pool.name(), &self.state.member.name);
         }
     }
@@ -391,10 +390,13 @@ impl Active {
         idle.push(Idle { http1, until_ms: now_ms + usable_ms });
     }
 
-    /// Counts a response that ended early.
+    /// Counts a response that ended early, which weighs as much as one that did not begin: the member neither
+    /// looks fast by its head, nor is a retry sent to it because of that.
     pub(super) fn body_failed(&self, error: ProxyError) {
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
-        self.end(false, "its responses ended early");
+        self.core.state(&self.pool).note_failure(&self.state);
+        self.state.last_good_ms.set(0);
+        self.end(Outcome::BrokenOff, "its responses ended early");
     }
 
     /// Counts a response that was not held any longer.

@@ -541,10 +541,9 @@ impl FetchError {
             | Self::Tls { .. }
             | Self::NoHttp2 { .. }
             | Self::TlsTimeout { .. } => Some(Outcome::Unreachable),
+            Self::ContentMissing { .. } | Self::ContentTimeout { .. } => Some(Outcome::BrokenOff),
             Self::Terminated { .. }
             | Self::Incomplete { .. }
-            | Self::ContentMissing { .. }
-            | Self::ContentTimeout { .. }
             | Self::ResponseTimeout { .. }
             | Self::HeaderSize { .. }
             | Self::TransferCoding { .. }

@@ -82,7 +82,7 @@ impl Content {
                 let (first, incoming) = match http1.body_at_once(incoming) {
                     ReadyBody::Whole(body) => {
                         active.answered();
-                        active.finished();
+                        active.finished(!BodySource::is_end_stream(&body));
                         active.give_back(http1);
                         return Self::Whole(body);
                     }
@@ -95,7 +95,7 @@ impl Content {
             }
             (_, incoming) if incoming.is_end_stream() => {
                 active.answered();
-                active.finished();
+                active.finished(false);
                 return Self::Whole(Body::Empty);
             }
             (link, incoming) => (None, incoming, link),
@@ -282,7 +282,7 @@ impl ResponseBody {
 
     /// The body has ended: its connection is free for the next request.
     fn finish(&mut self) {
-        self.active.finished();
+        self.active.finished(true);
         if let Some(Link::Http1(http1)) = self.link.take() {
             self.active.give_back(http1);
         }

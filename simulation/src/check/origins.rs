@@ -1,7 +1,6 @@
 //! Nodes leave an origin that fails: it gets trials, and no client waits for it.
 //!
-//! Only faults in which the origin records its requests can be checked: it answers 503, or late. An origin that breaks
-//! bodies off is not left while validations, which have no body, succeed in between.
+//! Only faults in which the origin records its requests can be checked: it answers 503, or late, or breaks bodies off.
 
 use super::{CheckContext, Checker, Findings};
 use crate::journal::{Facts, Fault, Micros, SECOND};
@@ -67,7 +66,7 @@ pub fn requests_per_s(facts: &Facts, fault: &Fault, origin: usize) -> Option<(f6
     (settled + SECOND < ended && before >= BEFORE_MIN).then(|| (before, per_s(settled, ended)))
 }
 
-const KINDS: [&str; 2] = ["origin-slow", "origin-fails"];
+const KINDS: [&str; 3] = ["origin-slow", "origin-fails", "origin-truncates"];
 /// Five faulty responses in a row at each node and pool, and a busy machine.
 const LEFT_AFTER: Micros = 8 * SECOND;
 /// Trials of all nodes and pools remain.
@@ -100,6 +99,7 @@ mod tests {
     fn an_origin_that_fails_and_keeps_its_requests_is_reported() {
         assert_eq!(broken("origin-fails", 27, true), 0);
         assert_eq!(broken("origin-fails", 40, true), 1);
+        assert_eq!(broken("origin-truncates", 40, true), 1);
         assert_eq!(broken("origin-down", 40, true), 0);
         assert_eq!(broken("origin-fails", 40, false), 0, "the only origin of its pool");
     }

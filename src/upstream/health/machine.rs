@@ -14,6 +14,9 @@
 //!
 //! Unreachable or failing its check: the origin is down. Faulty: it is ejected, and still used when
 //! no origin is up.
+//!
+//! A good response ends a row of failures. After a body that broke off, only one with content does: an origin that
+//! breaks its bodies off can still confirm stored responses (304).
 
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ use crate::clock::whole_ms;
 pub(super) struct Machine {
     check: CheckState,
     breaker: Breaker,
+    /// A body broke off since the last good response with content.
+    breaks_bodies: bool,
     administrative: Administrative,
     /// Ejections that still lengthen the next one.
     times: u32,
@@ -122,12 +127,23 @@ pub(in crate::upstream) enum Event {
 /// How an exchange ended, as far as it concerns the origin's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Outcome {
-    /// A whole response.
+    /// A whole response with content.
     Good,
+    /// A whole response without content, such as a 304: it does not show that bodies arrive.
+    Contentless,
     /// No connection.
     Unreachable,
-    /// An error (5xx), late, incomplete, invalid or no response.
+    /// An error (5xx), late, invalid or no response.
     Faulty,
+    /// A response whose content ended early.
+    BrokenOff,
+}
+
+impl Outcome {
+    /// Whether the response was good.
+    pub(in crate::upstream) fn is_good(self) -> bool {
+        matches!(self, Self::Good | Self::Contentless)
+    }
 }
 
 /// What follows from an event.
@@ -193,6 +209,7 @@ impl Machine {
         let mut machine = Self {
             check,
             breaker: CLOSED,
+            breaks_bodies: false,
             administrative: Administrative::Ready,
             times: 0,
             epoch: 0,
@@ -443,12 +460,15 @@ impl Machine {
         rules: Rules<'_>,
         share: impl FnOnce() -> bool,
     ) -> Option<Transition> {
-        if outcome == Outcome::Good {
-            if matches!(self.breaker, Breaker::Closed { .. }) {
+        if outcome.is_good() {
+            self.breaks_bodies &= outcome == Outcome::Contentless;
+            // Validations (304) between bodies that break off must not end a row of failures.
+            if matches!(self.breaker, Breaker::Closed { .. }) && !self.breaks_bodies {
                 self.breaker = CLOSED;
             }
             return None;
         }
+        self.breaks_bodies |= outcome == Outcome::BrokenOff;
         self.last_failure_ms = moment.now_ms;
         if let CheckState::Failing { good_trials, .. } = &mut self.check
             && (is_trial || outcome == Outcome::Unreachable)
@@ -471,7 +491,7 @@ impl Machine {
             }
             (Breaker::Trial { why, .. }, _) if is_trial => {
                 // A response that is wrong came over a connection: it needs no other test.
-                let reachable = (outcome == Outcome::Faulty).then_some(true);
+                let reachable = (outcome != Outcome::Unreachable).then_some(true);
                 let why = *why;
                 self.open(why, reachable, moment, rules)
             }
@@ -564,7 +584,7 @@ impl Machine {
     fn forget_old_failures(&mut self, now_ms: u64) {
         let quiet = now_ms.saturating_sub(self.last_failure_ms);
         if matches!(self.breaker, Breaker::Closed { .. }) && quiet >= whole_ms(FAILURES_KEPT) {
-            self.breaker = CLOSED;
+            (self.breaker, self.breaks_bodies) = (CLOSED, false);
         }
     }
 

@@ -62,8 +62,8 @@ impl Try {
         let (member, epoch) = (self.member.clone(), self.epoch);
         let blame = Blame { member, epoch, outcome, cause };
         match outcome {
-            Outcome::Faulty => Some(blame),
-            Outcome::Good | Outcome::Unreachable => {
+            Outcome::Faulty | Outcome::BrokenOff => Some(blame),
+            Outcome::Good | Outcome::Contentless | Outcome::Unreachable => {
                 blame.record(state, recorder);
                 None
             }

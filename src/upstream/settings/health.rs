@@ -12,7 +12,7 @@ pub(crate) struct Health {
     /// Failed connections in a row after which the origin is down; 0 is never.
     pub connect_failures: u32,
     /// Faulty responses in a row (5xx, late, incomplete, invalid) after which it is ejected; 0 is
-    /// never.
+    /// never. After one whose content ended early, a response without content does not end the row.
     pub consecutive_5xx: u32,
     /// Share of faulty responses at which it is ejected, in percent; 0 is never.
     pub error_rate_percent: u32,
@@ -38,7 +38,7 @@ impl Default for Health {
         Self {
             connect_failures: 3,
             consecutive_5xx: 5,
-            error_rate_percent: 0,
+            error_rate_percent: 50,
             error_rate_requests_min: 20,
             error_rate_window: Duration::from_secs(10),
             eject_for: Duration::from_secs(10),

@@ -1,6 +1,7 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
 mod balance;
+mod broken_bodies;
 mod changing_sets;
 mod discovery;
 mod http2;

@@ -188,6 +188,44 @@ fn a_slow_start_ends_with_its_time() {
 }
 
 #[test]
+fn a_response_without_content_does_not_end_a_row_in_which_a_body_broke_off() {
+    use Outcome::{BrokenOff, Contentless, Faulty, Good};
+    let after = |outcomes: [Outcome; 3]| {
+        let mut bench = Bench::new();
+        outcomes.into_iter().for_each(|outcome| _ = bench.ends(outcome));
+        bench.class()
+    };
+    assert_eq!(after([BrokenOff, Contentless, BrokenOff]), HealthClass::Ejected);
+    assert_eq!(after([BrokenOff, Contentless, Faulty]), HealthClass::Ejected);
+    for outcomes in [
+        [Faulty, Contentless, Faulty],
+        [Faulty, Contentless, BrokenOff],
+        [BrokenOff, Good, BrokenOff],
+        [BrokenOff, Good, Faulty],
+    ] {
+        assert_eq!(after(outcomes), HealthClass::Up, "{outcomes:?}");
+    }
+}
+
+#[test]
+fn a_trial_without_content_leaves_an_origin_one_broken_body_from_its_ejection() {
+    for (response, class) in
+        [(Outcome::Contentless, HealthClass::Ejected), (Outcome::Good, HealthClass::Up)]
+    {
+        let mut bench = Bench::new();
+        (0..2).for_each(|_| _ = bench.ends(Outcome::BrokenOff));
+        assert_eq!(bench.class(), HealthClass::Ejected);
+        bench.passes(10);
+        assert!(bench.claims(false));
+        bench.trial_is_answered(false);
+        bench.ends(response);
+        assert_eq!(bench.class(), HealthClass::Up);
+        bench.ends(Outcome::BrokenOff);
+        assert_eq!(bench.class(), class, "after {response:?}");
+    }
+}
+
+#[test]
 fn faulty_responses_in_a_row_eject_an_origin() {
     let mut bench = Bench::new();
     for outcome in [Outcome::Faulty, Outcome::Good, Outcome::Faulty] {
