@@ -1,7 +1,11 @@
 //! Failures: origins that exit, stall or end a response early, and clients that disconnect.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, raw, until};
 
@@ -560,4 +564,29 @@ fn content_that_cannot_be_decoded_is_a_502_and_not_kept() {
     assert_eq!(line["failure"], "http_response_content_coding", "{line}");
     let detail = line["failure_detail"].as_str().unwrap_or_default();
     assert!(detail.starts_with("content-encoding is gzip, but the content is not"), "{line}");
+}
+
+#[test]
+fn a_socket_without_permission_is_an_error_that_names_it_and_the_remedy() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("app.sock");
+    let _application = UnixListener::bind(&socket).expect("a socket");
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    };
+    mode(folder.path(), 0o755);
+    // Its owner may not connect either, where the tests do not run as root.
+    mode(&socket, 0o400);
+    let node = Process::start_unprivileged(&format!(
+        "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
+         [pools.main]\norigins = \"unix:{}\"\n[sites.all]\nhosts = \"*\"\n",
+        socket.display()
+    ));
+    let mut client = Client::connect(node.http);
+    assert_eq!(client.get("edge.test", "/", &[]).status, 502);
+    node.wait_for(&format!(
+        "cannot connect to unix:{}: Permission denied (os error 13); give the node's user write \
+         permission for the socket, and search permission for its directories",
+        socket.display()
+    ));
 }

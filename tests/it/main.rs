@@ -21,6 +21,7 @@ mod fleet_answers;
 mod gate;
 mod geo_redirect;
 mod geo_update;
+mod haproxy_origins;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
 mod hostile;

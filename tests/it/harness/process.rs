@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
 use super::until;
@@ -34,9 +36,24 @@ impl Process {
     /// Like [`Process::start`], with another name than `edge`.
     pub fn start_as(name: &str, text: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::launch(Command::new(BINARY), folder, name, text)
+    }
+
+    /// Like [`Process::start`], as a user without privileges: the user `nobody` where the tests run as root.
+    pub fn start_unprivileged(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new(BINARY);
+        if geteuid().is_root() {
+            chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("root may do this");
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Self::launch(command, folder, "edge", text)
+    }
+
+    fn launch(mut command: Command, folder: TempDir, name: &str, text: &str) -> Self {
         let config = folder.path().join("edge.toml");
         std::fs::write(&config, text).expect("a file");
-        let mut child = Command::new(BINARY)
+        let mut child = command
             .args(["run", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--name", name])
             .args(["--workers", "2", "--config"])
             .arg(&config)
@@ -128,3 +145,5 @@ impl Drop for Process {
 }
 
 const BINARY: &str = env!("CARGO_BIN_EXE_skerry");
+/// User and group.
+const NOBODY: u32 = 65_534;
