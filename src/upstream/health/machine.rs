@@ -462,9 +462,12 @@ impl Machine {
     ) -> Option<Transition> {
         if outcome.is_good() {
             self.breaks_bodies &= outcome == Outcome::Contentless;
-            // Validations (304) between bodies that break off must not end a row of failures.
-            if matches!(self.breaker, Breaker::Closed { .. }) && !self.breaks_bodies {
-                self.breaker = CLOSED;
+            if let Breaker::Closed { unreachable, faulty } = &mut self.breaker {
+                *unreachable = 0;
+                // Validations (304) between bodies that break off must not end their row.
+                if !self.breaks_bodies {
+                    *faulty = 0;
+                }
             }
             return None;
         }
