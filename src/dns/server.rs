@@ -220,12 +220,16 @@ impl NameServer {
                 clock: parts.clock.clone(),
             };
             let builder = thread::Builder::new().name(format!("dns-udp-{number}"));
-            threads.push(builder.spawn(move || thread.run())?);
+            threads.push(builder.spawn(move || {
+                yield_to_workers();
+                thread.run();
+            })?);
         }
         let (server, clock) = (self.clone(), parts.clock.clone());
         let (closing, recorder) = (self.closing_tcp.clone(), parts.metrics.background());
         let builder = thread::Builder::new().name("dns-tcp".to_owned());
         threads.push(builder.spawn(move || {
+            yield_to_workers();
             let limits = TcpLimits {
                 connections_max: settings.tcp_connections_max,
                 per_address_max: settings.tcp_per_address_max,
@@ -236,6 +240,13 @@ impl NameServer {
             }
         })?);
         Ok(threads)
+    }
+}
+
+/// Lowers the priority of this thread, which every process may do: a flood of queries must not delay hits.
+fn yield_to_workers() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "cannot lower the priority of a thread of the name server");
     }
 }
 
@@ -309,5 +320,9 @@ fn random_secret() -> [u8; 16] {
     std::array::from_fn(|at| if at < 8 { one[at] } else { other[at - 8] })
 }
 
+/// Of a core that both want, a worker gets three times as much as a thread of the name server, which answers tens of
+/// thousands of queries per second with its part. Beside 50,000 queries a second on two busy cores, the 99th
+/// percentile of hits was 0.8 to 1.7 times that without queries, and 2.9 to 5.4 times at the priority of a worker.
+const NICE: i32 = 5;
 /// Pause between two compilations of the edge names.
 const COMPILED_EVERY: Duration = Duration::from_millis(100);

@@ -119,6 +119,25 @@ fn kdig_gets_the_region_of_its_subnet() {
     }
 }
 
+/// The nice values of this process's threads with this name.
+fn nice_values(thread: &str) -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    let of_thread = stats.filter(|stat| stat.contains(&format!("({thread})")));
+    // See proc(5): nice is the 19th field, the 17th behind the name.
+    let nice =
+        of_thread.filter_map(|stat| stat.rsplit(')').next()?.split(' ').nth(17)?.parse().ok());
+    nice.collect()
+}
+
+#[test]
+fn the_threads_of_the_name_server_have_a_lower_priority_than_the_workers() {
+    let (_edge, _server) = edge(ZONE);
+    for thread in ["dns-udp-0", "dns-tcp"] {
+        until("it has its priority", || nice_values(thread).contains(&5));
+    }
+}
+
 #[test]
 fn dnsperf_gets_an_answer_to_every_query() {
     let (edge, server) = edge(ZONE);
