@@ -2,6 +2,7 @@
 
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, LAST_MODIFIED, SET_COOKIE,
+    VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
@@ -21,8 +22,8 @@ use crate::fields::{FieldSection, Fields};
 pub(crate) enum Freshened {
     /// The stored response is valid: store this in its place.
     Updated(Box<StoredResponse>),
-    /// The stored response is valid for this request. The update forbids storing, so that this answers no other
-    /// request, and for all others the stored response is stale from now on.
+    /// The stored response is valid for this request. The updated one must not be stored, and answers no other
+    /// request.
     ValidButUnstorable(Box<StoredResponse>),
     /// The response is about another representation: keep the stored response, and forward the request
     /// without conditions. After a HEAD request: the stored response is stale from now on.
@@ -175,8 +176,12 @@ fn merged(
 fn update_fields(headers: &mut HeaderMap, update: &HeaderMap, set_cookie: SetCookie) {
     let mut update = update.clone();
     remove_hop_by_hop(&mut update);
+    // All fields that the stored `Vary` names have selected the stored bytes, also where the update names fewer.
+    let keeps_vary = Vary::of(&update) != Vary::Star;
     let kept = |name: &HeaderName| {
-        BOUND_TO_BYTES.contains(name) || (*name == SET_COOKIE && set_cookie != SetCookie::Store)
+        BOUND_TO_BYTES.contains(name)
+            || (*name == VARY && keeps_vary)
+            || (*name == SET_COOKIE && set_cookie != SetCookie::Store)
     };
     for name in update.keys().filter(|name| !kept(name)) {
         headers.remove(name);
@@ -319,6 +324,9 @@ mod tests {
         check("", "x-a", true);
         check("x-a", "x-a, x-b", true);
         check("x-a", "*", false);
+        let theirs = &[("etag", "\"a\""), ("vary", "x-b")];
+        let kept = updated(&[("etag", "\"a\""), ("vary", "x-a, x-b")], theirs);
+        assert_eq!(kept.headers.to_map(0)["vary"], "x-a, x-b");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use http::header::{AUTHORIZATION, DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
@@ -455,7 +455,10 @@ impl Job {
                 }
                 Freshened::ValidButUnstorable(once) => {
                     let store = &self.worker.store;
-                    store.expire(stale);
+                    // What the origin says to an authorized request holds for no other.
+                    if !self.fields.contains_key(AUTHORIZATION) {
+                        store.expire(stale);
+                    }
                     return Disposition::ValidatedOnce(store.updated_head(stale, *once).into());
                 }
                 Freshened::OtherRepresentation => {}

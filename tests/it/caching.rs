@@ -605,6 +605,26 @@ fn a_304_that_forbids_storing_answers_one_request_and_no_other() {
     }
 }
 
+/// RFC 9111 §3.5: it is not shared. The stored response still stands in for an error.
+#[test]
+fn a_304_to_an_authorized_request_changes_nothing_for_others() {
+    let origin = counting(|n, _| match n {
+        1 => Answer::ok("x")
+            .header("ETag", "\"a\"")
+            .header("Cache-Control", "max-age=10, stale-if-error=100"),
+        2 => Answer::status(304).header("X-Client", "2").fresh_for(60),
+        _ => Answer::status(503),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(15);
+    let own = edge.get_with("/a", &["Authorization: Basic x"]);
+    assert_eq!((own.status, own.text(), &*own.header("x-client")), (200, "x", "2"), "{own:?}");
+    let other = edge.get("/a");
+    assert_eq!((other.status, other.text(), &*other.header("x-client")), (200, "x", ""));
+    assert!(other.header("cache-status").contains("detail=stale-if-error"), "{other:?}");
+}
+
 /// RFC 9111 §4.1: it does not match requests whose selecting fields differ.
 #[test]
 fn a_304_that_names_another_selecting_field_leads_to_a_whole_response() {

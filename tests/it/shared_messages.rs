@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::harness::{Answer, Edge, Origin, Random, ReceivedRequest, Response};
+use crate::harness::{Answer, Edge, Origin, Random, ReceivedRequest, Region, Response};
 
 /// A message of the origin and the request that it answered.
 struct Message {
@@ -83,9 +83,8 @@ fn mistakes(
     mistakes
 }
 
-#[test]
-fn no_field_or_body_reaches_a_request_that_it_must_not_answer() {
-    let seed = 20_261_130;
+/// An origin that answers at random, and its messages so far.
+fn origin_at_random(seed: u64) -> (Origin, Arc<Mutex<Vec<Message>>>) {
     let messages: Arc<Mutex<Vec<Message>>> = Arc::default();
     let (sent, random) = (messages.clone(), Mutex::new(Random(seed)));
     let origin = Origin::start(move |request| {
@@ -97,13 +96,17 @@ fn no_field_or_body_reaches_a_request_that_it_must_not_answer() {
         sent.push(message);
         answer
     });
-    let edge = Edge::with(&format!(
-        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncache.set_cookie = \"strip\"\n",
-        origin.url()
-    ));
-    let mut random = Random(seed + 1);
+    (origin, messages)
+}
+
+/// Sends requests at random by `ask`, and fails if a response has a mistake.
+fn check(
+    messages: &Mutex<Vec<Message>>,
+    mut ask: impl FnMut(&str, &[&str], &mut Random) -> Response,
+) {
+    let mut random = Random(SEED + 1);
     let (mut wrong, mut hits) = (Vec::new(), 0);
-    for number in 0..1000 {
+    for number in 0..REQUESTS {
         let client = number.to_string();
         let selecting = SELECTING.map(|_| ["", "1", "2"][random.below(3) as usize].to_owned());
         let values = SELECTING.iter().zip(&selecting).filter(|(_, value)| !value.is_empty());
@@ -117,21 +120,42 @@ fn no_field_or_body_reaches_a_request_that_it_must_not_answer() {
             fields.push("Cache-Control: no-cache".to_owned());
         }
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let response = edge.get_with(&format!("/{}", number / 25), &fields);
+        let response = ask(&format!("/{}", number / 25), &fields, &mut random);
         hits += usize::from(response.is_hit());
         wrong.extend(mistakes(&messages.lock().expect("no panic"), &client, &selecting, &response));
-        edge.advance(random.below(12));
     }
-    assert!(
-        wrong.is_empty(),
-        "{} mistakes, such as\n{}",
-        wrong.len(),
-        wrong[..wrong.len().min(5)].join("\n")
-    );
+    let some = wrong[..wrong.len().min(5)].join("\n");
+    assert!(wrong.is_empty(), "{} mistakes, such as\n{some}", wrong.len());
     // The model tests nothing where nothing is shared.
-    assert!(hits > 100, "{hits} hits");
+    assert!(hits > REQUESTS / 10, "{hits} hits");
 }
 
+#[test]
+fn no_field_or_body_reaches_a_request_that_it_must_not_answer() {
+    let (origin, messages) = origin_at_random(SEED);
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{STRIP}",
+        origin.url()
+    ));
+    check(&messages, |target, fields, random| {
+        edge.advance(random.below(12));
+        edge.get_with(target, fields)
+    });
+}
+
+#[test]
+fn no_field_or_body_reaches_such_a_request_through_another_node() {
+    let (origin, messages) = origin_at_random(SEED);
+    let Some(region) = Region::start(2, &origin, STRIP) else { return };
+    check(&messages, |target, fields, random| {
+        region.nodes[random.below(2) as usize].get_with(target, fields)
+    });
+}
+
+const SEED: u64 = 20_261_130;
+const REQUESTS: usize = 1000;
+/// With the default, responses with `Set-Cookie` are not stored.
+const STRIP: &str = "cache.set_cookie = \"strip\"\n";
 const CONTROLS: [&str; 7] = [
     "max-age=10",
     "max-age=20",
