@@ -32,9 +32,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
-pub(super) use self::entry::{
-    ENTRY_START, EntryId, EntryLocation, EntryRead, NewEntry, SLOT_BYTES,
-};
+pub(super) use self::entry::{ENTRY_START, EntryLocation, EntryRead, NewEntry, SLOT_BYTES};
 
 use self::entry::{Batch, EntryStart, Slot, UNIT, UNITS_MAX, VALUE_MAX, units_of};
 use self::index::Index;
@@ -176,16 +174,17 @@ impl Blocks {
         self.index.get(hash)
     }
 
-    /// The entry under this hash. Reads the index only.
-    pub(super) fn entry_id(&self, hash: u64) -> Option<EntryId> {
-        self.locate(hash).map(|location| self.id_at(location))
+    /// The number of the entry under this hash. Reads the index only.
+    pub(super) fn entry_number(&self, hash: u64) -> Option<u64> {
+        self.locate(hash).map(|location| self.number_at(location))
     }
 
-    /// The id of the entry at a location that the index has.
-    pub(super) fn id_at(&self, location: EntryLocation) -> EntryId {
+    /// The number of the entry at a location that the index has. It identifies the entry among all that were ever written to
+    /// the file, across rounds and restarts.
+    pub(super) fn number_at(&self, location: EntryLocation) -> u64 {
         let block = location.offset() / self.block_bytes;
         let first = self.first_sequences.get(block as usize);
-        EntryId::new(first.map_or(0, |first| first.load(Ordering::Acquire)), location)
+        location.number(first.map_or(0, |first| first.load(Ordering::Acquire)))
     }
 
     /// Removes the entry under this hash from the index.

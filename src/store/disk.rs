@@ -14,12 +14,12 @@
 //! directory, writes wait in the queue, and the keys of new heads are remembered: what the directory
 //! has under them is older.
 
+mod links;
 mod repair;
 mod write;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::hash::BuildHasher;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::blocks::{Blocks, EntryId, EntryLocation, EntryRead};
+use super::blocks::{Blocks, EntryLocation, EntryRead};
 use super::body_bytes::BodyBytes;
 use super::census::Census;
 use super::layout;
@@ -196,9 +196,9 @@ impl Disk {
                 return (Vec::new(), jobs);
             }
         };
-        let has = |key: &PieceKey| blocks.locate(hash_of(key)).is_some();
+        let has = |key: &PieceKey| blocks.locate(key.index_hash()).is_some();
         let superseded: Vec<_> = ended.superseded.into_iter().filter(has).collect();
-        superseded.iter().for_each(|key| blocks.forget(hash_of(key)));
+        superseded.iter().for_each(|key| blocks.forget(key.index_hash()));
         if ended.is_over_limit {
             self.distrust_before.store(self.context.purges.sequence().0, Ordering::Release);
         }
@@ -282,21 +282,17 @@ impl Disk {
     /// Whether the piece can probably be read: it is in the index, or in the batch being written.
     pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
         let Some(blocks) = self.readable() else { return false };
-        blocks.locate(hash_of(key)).is_some() || self.writing().contains_key(key)
+        blocks.locate(key.index_hash()).is_some() || self.writing().contains_key(key)
     }
 
-    /// The entry that the index has under this key. `None` also while the directory is out of service, or if what was stored
-    /// at this sequence may be outdated.
-    pub(super) fn trusted_entry_id(
-        &self,
-        key: &PieceKey,
-        stored_at: PurgeSequence,
-    ) -> Option<EntryId> {
+    /// The number of the entry that the index has under this key. `None` also while the directory is out of service, or if what
+    /// was stored at this sequence may be outdated.
+    pub(super) fn trusted_entry(&self, key: &PieceKey, stored_at: PurgeSequence) -> Option<u64> {
         let is_trusted = stored_at.0 >= self.distrust_before.load(Ordering::Acquire);
         if !is_trusted || self.out.load(Ordering::Acquire) {
             return None;
         }
-        self.blocks.load().as_ref()?.entry_id(hash_of(key))
+        self.blocks.load().as_ref()?.entry_number(key.index_hash())
     }
 
     fn writing(&self) -> MutexGuard<'_, HashMap<PieceKey, Piece, PieceHasher>> {
@@ -316,7 +312,7 @@ impl Disk {
         }
         self.writing().remove(key);
         if let Some(blocks) = self.readable() {
-            blocks.forget(hash_of(key));
+            blocks.forget(key.index_hash());
         }
     }
 
@@ -327,7 +323,7 @@ impl Disk {
         if let Some(piece) = being_written {
             return self.finish_read(&blocks, key, piece);
         }
-        let Some(location) = blocks.locate(hash_of(key)) else { return Ok(None) };
+        let Some(location) = blocks.locate(key.index_hash()) else { return Ok(None) };
         let read = match blocks.read_cached(location) {
             Ok(EntryRead::NotCached) => {
                 let reader = blocks.clone();
@@ -346,7 +342,7 @@ impl Disk {
     /// As [`Disk::read`], from the page cache only. Does not wait.
     pub(super) fn read_cached(&self, key: &PieceKey) -> LoadResult<Piece> {
         let Some(blocks) = self.readable() else { return Ok(None) };
-        let Some(location) = blocks.locate(hash_of(key)) else { return Ok(None) };
+        let Some(location) = blocks.locate(key.index_hash()) else { return Ok(None) };
         self.entry(&blocks, key, location, blocks.read_cached(location))
     }
 
@@ -367,7 +363,7 @@ impl Disk {
             }
             // The entry of another key with the same hash.
             Ok(EntryRead::Found(..) | EntryRead::NotCached) => Ok(None),
-            Ok(EntryRead::Damaged) if blocks.forget_at(hash_of(key), location) => {
+            Ok(EntryRead::Damaged) if blocks.forget_at(key.index_hash(), location) => {
                 let kind = io::ErrorKind::InvalidData;
                 let error = io::Error::new(kind, "checksum mismatch in a stored entry");
                 self.read_failed(blocks, key, &error);
@@ -386,7 +382,7 @@ impl Disk {
         let directory = self.directory.path.to_string_lossy();
         let notice = Notice::warning("a stored piece cannot be read", "", &directory);
         notices::note(&notice, format_args!("{error}"));
-        blocks.forget(hash_of(key));
+        blocks.forget(key.index_hash());
     }
 
     /// Rejects a piece that does not decode, and marks a head that may be outdated.
@@ -395,7 +391,7 @@ impl Disk {
         match piece {
             Piece::Unknown => {
                 self.count(Metric::StoreDiskErrors);
-                blocks.forget(hash_of(key));
+                blocks.forget(key.index_hash());
                 Err(ReadFailed)
             }
             Piece::Record(Record::Response(head)) => {
@@ -411,7 +407,7 @@ impl Disk {
     /// Adds the directory's estimate of what each site has on it.
     pub(super) fn count_sites(&self, usage: &mut DiskUsage) {
         let Some(blocks) = self.readable() else { return };
-        self.census.count(|key| blocks.locate(hash_of(key)).is_some(), usage);
+        self.census.count(|key| blocks.locate(key.index_hash()).is_some(), usage);
     }
 
     /// Saves the census; takes the directory out of service if that exceeds the deadline.
@@ -446,11 +442,6 @@ impl Disk {
         }
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-/// The hash under which a directory's index has a piece.
-pub(super) fn hash_of(key: &PieceKey) -> u64 {
-    PieceHasher.hash_one(key)
 }
 
 /// Maximum number of queued pieces, whatever their size.

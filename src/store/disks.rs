@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::blocks::EntryId;
 use super::disk::{Disk, DiskContext, WriteJob};
 use super::loads::LoadResult;
 use super::piece::Piece;
@@ -62,13 +61,10 @@ impl Disks {
         self.home(key).is_some_and(|disk| disk.may_contain(key))
     }
 
-    /// The newest entry under the key, unless what was stored at this sequence may be outdated. Looks at the index only.
-    pub(super) fn trusted_entry_id(
-        &self,
-        key: &PieceKey,
-        stored_at: PurgeSequence,
-    ) -> Option<EntryId> {
-        self.home(key)?.trusted_entry_id(key, stored_at)
+    /// The number of the newest entry under the key, unless what was stored at this sequence may be outdated. Looks at the
+    /// index only.
+    pub(super) fn trusted_entry(&self, key: &PieceKey, stored_at: PurgeSequence) -> Option<u64> {
+        self.home(key)?.trusted_entry(key, stored_at)
     }
 
     /// Whether the disk has a piece under the key that a newer piece must replace. `false` while

@@ -18,13 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Store;
-use super::blocks::{Blocks, EntryId, EntryRead};
-use super::disk::hash_of;
 use super::piece::Piece;
 use super::piece_key::PieceKey;
 use super::record::{Record, StoredHead, disk_state};
 use crate::cache::{Coding, Form, KeyHash};
-use crate::fields::Known;
 
 impl Store {
     /// The form with this coding of the response that is stored under `hash`, if it is in memory and is linked to that
@@ -73,8 +70,7 @@ impl Store {
     /// reached the disk since the form was stored.
     fn newest_entry(&self, source: KeyHash, form: &StoredHead) -> Option<u64> {
         let stored_at = form.response.stored_at_sequence;
-        let entry = self.tiers.disks.trusted_entry_id(&PieceKey::head(source), stored_at);
-        entry.map(EntryId::get)
+        self.tiers.disks.trusted_entry(&PieceKey::head(source), stored_at)
     }
 
     /// Links a form that was used through its source: writes it again, once while it is in memory.
@@ -96,35 +92,5 @@ impl Store {
             let piece = Piece::Record(Record::Response(form.clone()));
             self.tiers.disks.offer(PieceKey::head(form.hash()), piece);
         }
-    }
-}
-
-/// Notes in a form the entry of its source, before the form is written. Blocks for I/O.
-pub(super) fn link(blocks: &Blocks, form: &StoredHead) {
-    if let Some(mark) = &form.response.form {
-        mark.source_entry.set(entry_of_source(blocks, form).map_or(0, EntryId::get));
-    }
-}
-
-/// The newest entry of the form's source, if that is the response which the form was made from.
-fn entry_of_source(blocks: &Blocks, form: &StoredHead) -> Option<EntryId> {
-    let key = PieceKey::head(form.response.source_hash());
-    let location = blocks.locate(hash_of(&key))?;
-    // Before the read: if the block is overwritten meanwhile, this is the id of the entry that was there before.
-    let id = blocks.id_at(location);
-    let EntryRead::Found(found, value) = blocks.read(location).ok()? else { return None };
-    let Piece::Record(Record::Response(source)) = Piece::decode(value) else { return None };
-    (found == key && form.can_be_linked_to(&source)).then_some(id)
-}
-
-impl StoredHead {
-    /// Whether what decides about `source` decides about this form as well.
-    fn can_be_linked_to(&self, source: &Self) -> bool {
-        let form = self.response.form.as_deref();
-        form.is_some_and(|form| form.coding.is_some())
-            && self.is_form_of(source)
-            && self.response.freshness.response_time == source.response.freshness.response_time
-            && self.checkpoint.lineage() == source.checkpoint.lineage()
-            && !source.response.headers.has(Known::ContentEncoding)
     }
 }

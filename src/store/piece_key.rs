@@ -1,6 +1,6 @@
 //! The keys of the two tiers: which piece is meant, which directory it belongs to, and its hash.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::KeyHash;
@@ -130,6 +130,11 @@ impl PieceKey {
     /// The bits that select the piece's directory.
     pub(super) fn home(&self) -> u32 {
         if self.is_head() { home_of_hash(KeyHash(self.id())) } else { self.id[0] as u32 }
+    }
+
+    /// The hash under which the index of a directory has the piece.
+    pub(super) fn index_hash(&self) -> u64 {
+        PieceHasher.hash_one(self)
     }
 
     /// The key on disk: id (16 bytes), number (4 bytes), little-endian.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::form_marks::FormMarks;
 pub(crate) use super::piece_key::ObjectId;
 use crate::cache::{Coding, KeyHash, StoredResponse, VaryList};
+use crate::fields::Known;
 use crate::purge::Checkpoint;
 
 /// The value under a cache key's or a variant's hash. Two keys can share a hash: the caller compares
@@ -177,6 +178,14 @@ impl StoredHead {
     /// Whether it was made from `source`, by coding or decoding its content.
     pub(super) fn is_form_of(&self, source: &Self) -> bool {
         self.response.form.as_ref().is_some_and(|form| form.source == source.object.0)
+    }
+
+    /// Whether what decides about `source` decides about this form of it as well.
+    pub(super) fn can_be_linked_to(&self, source: &Self) -> bool {
+        self.is_form_of(source)
+            && self.response.freshness.response_time == source.response.freshness.response_time
+            && self.checkpoint.lineage() == source.checkpoint.lineage()
+            && !source.response.headers.has(Known::ContentEncoding)
     }
 
     /// Bytes that it occupies in memory, without its slices.

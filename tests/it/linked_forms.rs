@@ -234,7 +234,10 @@ fn links_hold_after_a_kill() {
     }
     victim.kill();
     let victim = Victim::start(directory.path(), &origin.url(), config);
-    until("the index has been read", || get(&victim, "/3000", "br").is_hit());
+    until("the index has been read", || {
+        let fields = [&*accept("br"), "Cache-Control: only-if-cached"];
+        exchange(victim.address, "a.test", "/3000", &fields).is_hit()
+    });
     for target in &targets {
         let response = get(&victim, target, "br");
         assert!(response.is_hit(), "{target}: {:?}", response.headers);

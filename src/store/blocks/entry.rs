@@ -36,24 +36,13 @@ impl EntryLocation {
     pub(super) fn value_bytes(self) -> usize {
         (self.0 & VALUE_MAX) as usize
     }
-}
 
-/// Identifies an entry among all that were ever written to its file, across rounds and restarts: a hash of its
-/// location and of the sequence with which its block began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EntryId(u64);
-
-impl EntryId {
-    pub(super) fn new(first_sequence: u64, location: EntryLocation) -> Self {
+    /// The number of the entry here, in the round of the block that began with `first_sequence`: a hash of both.
+    pub(super) fn number(self, first_sequence: u64) -> u64 {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&first_sequence.to_le_bytes());
-        bytes[8..].copy_from_slice(&location.0.to_le_bytes());
-        Self(xxh3_64_with_seed(&bytes, ID_SEED))
-    }
-
-    /// The id as a number, which is stored on disk.
-    pub(crate) fn get(self) -> u64 {
-        self.0
+        bytes[8..].copy_from_slice(&self.0.to_le_bytes());
+        xxh3_64_with_seed(&bytes, NUMBER_SEED)
     }
 }
 
@@ -187,5 +176,5 @@ pub(super) const VALUE_MAX: u64 = (1 << 24) - 1;
 pub(crate) const ENTRY_START: usize = 12 + KEY_BYTES;
 pub(crate) const SLOT_BYTES: usize = 32;
 const SLOT_SEED: u64 = u64::from_le_bytes(*b"skerry 1");
-const ID_SEED: u64 = u64::from_le_bytes(*b"entry id");
+const NUMBER_SEED: u64 = u64::from_le_bytes(*b"entry no");
 const CHECKSUM_SEED: u64 = u64::from_le_bytes(*b"entry  1");

@@ -208,7 +208,7 @@ fn what_is_too_long_for_a_block_is_left_out() {
 
 /// A ring of entries that are all of the same length writes each of them to the same place round after round.
 #[test]
-fn an_entry_has_an_id_of_its_own_in_each_round_and_keeps_it_after_a_restart() {
+fn an_entry_has_a_number_of_its_own_in_each_round_and_keeps_it_after_a_restart() {
     let (_directory, path) = file();
     let mut blocks = open(&path);
     let round = |blocks: &Blocks, version: u64| {
@@ -221,12 +221,12 @@ fn an_entry_has_an_id_of_its_own_in_each_round_and_keeps_it_after_a_restart() {
     for version in 0..4 {
         round(&blocks, version);
         locations.push(blocks.locate(hash(3)).unwrap());
-        let id = blocks.entry_id(hash(3)).unwrap();
-        assert!(seen.insert(id.get()), "the id of another round");
+        let number = blocks.entry_number(hash(3)).unwrap();
+        assert!(seen.insert(number), "the number of another round");
         blocks = open(&path);
-        assert_eq!(blocks.entry_id(hash(3)), Some(id), "after a restart");
+        assert_eq!(blocks.entry_number(hash(3)), Some(number), "after a restart");
     }
     assert!(locations.iter().all(|location| *location == locations[0]), "the test tests nothing");
     blocks.forget(hash(3));
-    assert_eq!(blocks.entry_id(hash(3)), None);
+    assert_eq!(blocks.entry_number(hash(3)), None);
 }

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::super::blocks::{Blocks, ENTRY_START, NewEntry, SLOT_BYTES};
-use super::super::linked_forms::link;
 use super::super::piece::Piece;
 use super::super::piece_key::PieceKey;
-use super::{Disk, WriteJob, hash_of};
+use super::links::link;
+use super::{Disk, WriteJob};
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 
@@ -67,7 +67,7 @@ impl Disk {
         let (mut written, mut failed) = (0, 0);
         for job in batch {
             let is_valid = valid.contains_key(&job.key);
-            if is_valid && blocks.locate(hash_of(&job.key)).is_some() {
+            if is_valid && blocks.locate(job.key.index_hash()).is_some() {
                 written += 1;
                 self.written(job);
             } else {
@@ -120,7 +120,7 @@ fn write_pieces(blocks: &Blocks, pieces: &[(PieceKey, Piece)]) -> io::Result<u64
     let (mut forms, mut others) = (Vec::new(), Vec::new());
     for (key, piece) in pieces {
         let entries = if piece.as_form().is_some() { &mut forms } else { &mut others };
-        entries.push(NewEntry { hash: hash_of(key), key, piece });
+        entries.push(NewEntry { hash: key.index_hash(), key, piece });
     }
     // Also if the sources cannot be written: an older form is never taken for a new one.
     forms.iter().for_each(|form| blocks.forget(form.hash));
