@@ -172,9 +172,12 @@ async fn a_form_that_was_written_before_its_source_is_linked_when_it_is_read() {
     assert!(!is_found_alone(&here).await);
     let source = found(here.find(hash()).await);
     assert!(here.form(hash(), &source, BR).await.is_some());
-    while !is_found_alone(&here).await {
-        tokio::task::yield_now().await;
-    }
+    let is_linked = async {
+        while !is_found_alone(&here).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_linked).await.expect("it is linked");
 }
 
 /// The form is written in the order of the queue, whatever happened to its source meanwhile.
