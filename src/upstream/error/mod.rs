@@ -1,5 +1,8 @@
 //! Errors of exchanges with upstreams, with the error types and status codes of RFC 9209 §2.3.
 
+mod link;
+mod text;
+
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -8,11 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
-use rustls::CertificateError;
 
 use super::health::Outcome;
-use crate::body::{Body, BodyError, BodyFault};
+use crate::body::{BodyError, BodyFault};
 use crate::labels::{ProxyError, RetryReason, Unretried};
+
+use text::{certificate_fault, handshake_fault, place, queue_fault, socket_remedy};
+
+pub(crate) use link::LinkError;
+pub(super) use link::{NoHead, NoHeadReason, body_timeout};
 
 /// A request that no origin answered.
 #[derive(Debug, thiserror::Error)]
@@ -282,39 +289,6 @@ impl fmt::Display for OriginLimits {
     }
 }
 
-/// Why the request did not wait for an origin, or not longer.
-fn queue_fault(length: usize, waited: &Option<Duration>) -> String {
-    match waited {
-        Some(waited) => format!("and none was free within {waited:?} (queue.wait_max)"),
-        None if length == 0 => "and no request may wait (queue.length is 0)".to_owned(),
-        None => "and the queue is full (queue.length)".to_owned(),
-    }
-}
-
-/// An origin with its address, unless it is configured by address.
-fn place(origin: &str, address: &Option<SocketAddr>) -> String {
-    match address.map(|address| address.to_string()) {
-        Some(address) if *origin != address => format!("{origin} at {address}"),
-        _ => origin.to_owned(),
-    }
-}
-
-/// The remedy for a Unix socket that does not accept connections; empty for TCP.
-fn socket_remedy(address: &Option<SocketAddr>, source: &io::Error) -> &'static str {
-    match (address, source.kind()) {
-        (None, io::ErrorKind::NotFound) => {
-            "; start the application that makes the socket, or correct the path"
-        }
-        (None, io::ErrorKind::PermissionDenied) => {
-            "; give the node's user write permission for the socket, and search permission for its directories"
-        }
-        (None, io::ErrorKind::ConnectionRefused) => {
-            "; no application listens on the socket: start it"
-        }
-        _ => "",
-    }
-}
-
 impl FetchError {
     /// The failure of the request's body.
     pub(super) fn request_body(error: &BodyError) -> Self {
@@ -555,45 +529,6 @@ impl FetchError {
     }
 }
 
-/// What is wrong with a certificate, and what to do.
-fn certificate_fault(error: &rustls::Error) -> String {
-    match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "is signed by an unknown CA: add the CA to tls.ca_files of the pool".into()
-        }
-        rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
-            expected,
-            ..
-        }) => {
-            let name = expected.to_str();
-            format!(
-                "is not valid for {name}: set tls.server_name of the pool to a name that it has"
-            )
-        }
-        rustls::Error::InvalidCertificate(CertificateError::Other(reason))
-            if format!("{reason:?}").contains("CaUsedAsEndEntity") =>
-        {
-            "is a CA certificate (basicConstraints CA:TRUE): issue a server certificate with CA:FALSE"
-                .into()
-        }
-        error => format!("is not valid: {error}"),
-    }
-}
-
-/// Why a handshake failed, in words that name the likely mistake.
-fn handshake_fault(error: &io::Error) -> String {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "the origin closed the connection; does this port use TLS?".into()
-        }
-        Some(rustls::Error::InvalidMessage(_)) => {
-            "the origin did not answer in TLS; does this port use TLS?".into()
-        }
-        _ => error.to_string(),
-    }
-}
-
 /// The same error once more.
 fn copied(error: &io::Error) -> io::Error {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -619,104 +554,4 @@ fn is_alert(error: &(dyn Error + 'static)) -> bool {
         cause = error.source();
     }
     false
-}
-
-/// The error of a connection to an origin, from its protocol.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    /// HTTP/1.1.
-    #[error(transparent)]
-    Http1(#[from] hyper::Error),
-    /// HTTP/2.
-    #[error(transparent)]
-    Http2(h2::Error),
-    /// The socket under HTTP/2.
-    #[error("{0}")]
-    Io(#[source] io::Error),
-    /// The client's body ended early, over HTTP/2.
-    #[error("{0}")]
-    RequestBody(#[source] BodyError),
-}
-
-impl From<h2::Error> for LinkError {
-    fn from(error: h2::Error) -> Self {
-        if error.is_io()
-            && let Some(error) = error.get_io()
-        {
-            // h2 keeps the kind and the text.
-            return Self::Io(io::Error::new(error.kind(), error.to_string()));
-        }
-        Self::Http2(error)
-    }
-}
-
-impl From<h2::Reason> for LinkError {
-    fn from(reason: h2::Reason) -> Self {
-        Self::Http2(reason.into())
-    }
-}
-
-impl LinkError {
-    /// Whether the origin has refused the request without processing it, as when it shuts its
-    /// connection down (RFC 9113 §8.7). That is no failure.
-    pub(super) fn is_refused_stream(&self) -> bool {
-        let Self::Http2(error) = self else { return false };
-        let is_shutdown = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        error.is_remote() && (is_shutdown || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    }
-
-    /// Whether the client's body ended early. `taken`: the connection had accepted the request.
-    pub(super) fn is_request_body(&self, taken: bool) -> bool {
-        match self {
-            Self::Http1(error) => error.is_user() && taken,
-            Self::RequestBody(_) => true,
-            Self::Http2(_) | Self::Io(_) => false,
-        }
-    }
-
-    /// Whether the received bytes are no valid response. Over HTTP/2 the response's own stream was reset by this node:
-    /// an error of the connection may be that of another response.
-    pub(super) fn is_invalid_response(&self) -> bool {
-        match self {
-            Self::Http1(error) => error.is_parse(),
-            Self::Http2(error) => error.is_reset() && error.is_library(),
-            Self::Io(_) | Self::RequestBody(_) => false,
-        }
-    }
-
-    /// Whether the head of an HTTP/1.1 response is over the limits.
-    pub(super) fn is_too_large(&self) -> bool {
-        matches!(self, Self::Http1(error) if error.is_parse_too_large())
-    }
-}
-
-/// The error of a response body whose next bytes did not arrive in time.
-pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
-    BodyError::new(format!("no bytes from {origin} for {after:?}"))
-}
-
-/// Why an exchange ended without the head of a response.
-pub(super) struct NoHead {
-    pub(super) why: NoHeadReason,
-    /// The request's body, if no part of the request was handed to the connection.
-    pub(super) body: Option<Body>,
-    /// Whether bytes of the request were written to the socket.
-    pub(super) sent: bool,
-    /// Number of bytes of a response that were read.
-    pub(super) received: u64,
-}
-
-/// See [`NoHead`].
-pub(super) enum NoHeadReason {
-    Error(LinkError),
-    /// An HTTP/2 origin sent 101, which HTTP/2 does not have (RFC 9113 §8.6).
-    Switched,
-    /// The deadline for the first byte, or the total one, has passed.
-    Deadline,
-}
-
-impl NoHead {
-    pub(super) fn late(sent: bool, received: u64) -> Self {
-        Self { why: NoHeadReason::Deadline, body: None, sent, received }
-    }
 }
