@@ -168,7 +168,7 @@ fn origin_of_http_2_with(block: &'static [u8]) -> (String, Arc<AtomicUsize>) {
     };
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (serve, counted) = (serve.clone(), counted.clone());
+            let counted = counted.clone();
             std::thread::spawn(move || serve(stream, &counted));
         }
     });
