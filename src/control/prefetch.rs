@@ -124,9 +124,13 @@ impl Prefetcher {
         node: Arc<dyn NodeActions>,
         mut refreshes: mpsc::Receiver<Refresh>,
     ) {
-        while let Some(refresh) = refreshes.recv().await {
-            for url in node.urls_to_refresh(refresh).await {
-                self.push(url);
+        let mut waiting = Vec::new();
+        while refreshes.recv_many(&mut waiting, REFRESHES_AT_ONCE).await > 0 {
+            tokio::time::sleep(REFRESH_DELAY).await;
+            for refresh in waiting.drain(..) {
+                for url in node.urls_to_refresh(refresh).await {
+                    self.push(url);
+                }
             }
         }
     }
@@ -136,5 +140,10 @@ impl Prefetcher {
 const CALLS_MAX: usize = 4;
 /// Fetches in progress at the same time.
 const FETCHES_MAX: usize = 8;
+/// Purges whose refreshes begin together.
+const REFRESHES_AT_ONCE: usize = 64;
+/// Most purges are in force on all nodes within milliseconds. Earlier, a node would have to fetch from the origin what the
+/// owner of the key in its region fetches too.
+const REFRESH_DELAY: Duration = Duration::from_millis(300);
 /// Timeout of a fetch.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
