@@ -5,10 +5,19 @@ import asyncio, collections, functools, hashlib, itertools, json, os, random, sh
 from dataclasses import dataclass, field
 
 
+# Clients close a connection that was idle for so many seconds, before the node does.
+CLIENT_IDLE_MAX = 15
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens at. It is below those that the kernel gives to connections, which could take it before the node."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(15_000, 32_000)))
+                return probe.getsockname()[1]
+            except OSError:
+                continue
 
 
 class MixedCatalog:
@@ -408,18 +417,18 @@ class Load:
                 fields.append(f"Range: bytes={first}-{last}")
             self.pairs.add((at, variant if self.catalog.varies(at) else "", node.region))
             began, stream, downs = time.monotonic(), streams.pop(node.name, None), node.downs
-            if stream and (stream[1].is_closing() or stream[2] != downs):
+            if stream and (stream[1].is_closing() or stream[2] != downs or began - stream[3] > CLIENT_IDLE_MAX):
                 stream[1].close()
                 stream = None
             try:
-                stream = stream or (*await asyncio.open_connection("127.0.0.1", node.http), downs)
+                stream = stream or (*await asyncio.open_connection("127.0.0.1", node.http), downs, began)
                 request = ask(node.http, "GET", f"/{at}", "edge.test", fields, stream[:2])
                 status, got, said = await asyncio.wait_for(request, 30)
             except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ValueError) as error:
                 stream and stream[1].close()
                 self.fail(node, downs, f"{node.name} /{at} {fields}: {type(error).__name__} after {time.monotonic() - began:.2f} s")
                 continue
-            streams[node.name] = stream
+            streams[node.name] = (*stream[:3], time.monotonic())
             self.sent += 1
             self.per_node[node.name] += 1
             if node.downs == downs:

@@ -141,6 +141,18 @@ pub(crate) const REGION: Topology = Topology {
 const SHIELDED: Topology =
     Topology { regions: &["edge", "edge", "core", "core"], shield: "core", keys: 6, ..REGION };
 
+/// Starts the nodes and waits until they know each other.
+fn start_all(nodes: &[NodeProcess], has_older: bool) {
+    nodes.iter().for_each(NodeProcess::run);
+    nodes.iter().for_each(NodeProcess::wait_until_ready);
+    for node in nodes {
+        until("the nodes have met", || match has_older {
+            true => node.fleet_size() == nodes.len(),
+            false => node.ready_peers() == nodes.len(),
+        });
+    }
+}
+
 /// Slow enough for purges to overtake fills. Each eighth response takes so long that requests of other nodes come meanwhile, with
 /// requirements that this fill does not carry: they wait for purges first.
 fn slow_origin(clock: &Clock) -> Origin {
@@ -266,15 +278,7 @@ impl Fleet {
             node
         };
         let nodes: Vec<_> = (0..count).map(node).collect();
-        nodes.iter().for_each(NodeProcess::run);
-        nodes.iter().for_each(NodeProcess::wait_until_ready);
-        for (number, node) in nodes.iter().enumerate() {
-            match older {
-                None => until("the region has met", || node.ready_peers() == count),
-                Some(_) if number % 2 == 1 => {}
-                Some(_) => until("the fleet has met", || node.fleet_size() == count),
-            }
-        }
+        start_all(&nodes, older.is_some());
         Some(Self {
             acknowledged: nodes.iter().map(|_| Mutex::default()).collect(),
             ordered: Mutex::default(),
