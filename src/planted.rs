@@ -22,7 +22,7 @@ pub(crate) enum Bug {
     DoubleFill,
     /// Stored responses stay fresh for ever.
     NeverStale,
-    /// Each fifth entry of the purge stream is skipped, and wake-ups are not heard.
+    /// Each fifth entry of the purge stream is skipped if it is of another node, and wake-ups are not heard.
     StreamEntryDropped,
     /// The purge stream is not read, and wake-ups are not heard.
     StreamUnread,
