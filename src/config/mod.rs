@@ -5,11 +5,13 @@
 //! with file, line and the expected value. `config/edge.toml` documents every option.
 
 mod actions;
+mod advice;
 mod dump;
 mod environment;
 mod flags;
 mod matches;
 mod mistakes;
+mod other_formats;
 mod reader;
 mod remedy;
 mod rooms;
@@ -350,7 +352,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_peers(&root.section("peers"), &mut config.peers);
     rooms::read_log(&root.section("log"), &mut config.log, &mut config.log_level);
     config.listen.listeners = rooms::read_listeners(&root);
-    rooms::read_tls(&root.section("tls"), &mut config.listen.tls);
+    let certified = rooms::read_tls(&root.section("tls"), &mut config.listen.tls);
     rooms::read_limits(&root.section("limits"), &mut config.listen.limits);
     let guard = root.section("guard");
     rooms::read_guard(&guard, &mut config.guard);
@@ -382,6 +384,9 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     config.routes = routes;
     apply(reader, flags, &mut config);
     rooms::check_peers(reader, &config);
+    let has_tls = config.listen.listeners.iter().any(|one| one.transport == Transport::Tls);
+    let certified = has_tls.then_some(&*certified);
+    advice::warn(reader, &config.routes.sites, &config.upstream.pools, certified);
     let own = |site: &Arc<str>| silences.get(site).copied().unwrap_or(config.bus.silence);
     let sites = config.routes.sites.iter().map(|site| (site.name.clone(), own(&site.name)));
     config.bus.silence_of_sites = sites.collect();
@@ -446,9 +451,13 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }
     if config.routes.sites.is_empty() && flags.origins.is_empty() {
-        reader.nothing_to_serve(
-            "nothing to serve: add [pools.NAME] and [sites.NAME] to the configuration file (--config), or start the node with --origin URL",
-        );
+        let missing = match config.upstream.pools.is_empty() {
+            true => "[pools.NAME] with \"origins\" and [sites.NAME] with \"hosts\"",
+            false => "[sites.NAME] with \"hosts\"",
+        };
+        reader.nothing_to_serve(&format!(
+            "nothing to serve: add {missing} to the configuration file (--config), or start the node with --origin URL"
+        ));
     }
     let listeners = &mut config.listen.listeners;
     if listeners.is_empty() && flags.http.is_empty() && flags.https.is_empty() {

@@ -5,8 +5,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::File;
+use std::io;
 use std::ops::{Range, RangeInclusive};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -14,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::mistakes::{self, Mistake};
 use super::remedy;
-use super::sources::Document;
+use super::sources::{self, Document};
 use super::values::{Size, Value, found};
 
 /// Why the configuration is read. Some mistakes of a start are only warnings on a reload, such as a disk
@@ -81,6 +82,8 @@ struct UnknownOption {
     at: usize,
     name: String,
     mistake: Mistake,
+    /// An option of its table with nearly this name.
+    near: Option<String>,
     /// The options of its table, if they are few.
     siblings: String,
 }
@@ -121,8 +124,11 @@ impl OptionValue {
 impl Notes {
     /// The mistakes in the order of the file.
     pub(super) fn mistakes(mut self) -> Vec<Mistake> {
-        for UnknownOption { at, name, mut mistake, siblings } in std::mem::take(&mut self.unknown) {
-            mistake.message.push_str(&remedy::elsewhere(&name, &self.known).unwrap_or(siblings));
+        for UnknownOption { at, name, mut mistake, near, siblings } in
+            std::mem::take(&mut self.unknown)
+        {
+            let advice = remedy::unknown_option(&name, near.as_deref(), &self.known);
+            mistake.message.push_str(&advice.unwrap_or(siblings));
             self.mistakes.push((Some(at), mistake));
         }
         self.mistakes.sort_by_key(|(at, _)| *at);
@@ -472,14 +478,9 @@ impl<'a> Section<'a> {
     /// Reads the path of a file that can be opened.
     pub(super) fn read_file(&self, name: &'static str, target: &mut PathBuf) -> bool {
         let written = self.read(name, target);
-        if written && let Err(error) = File::open(&*target) {
+        if written && let Err(error) = try_open(target) {
             let file = target.display();
-            let remedy = match error.kind() {
-                std::io::ErrorKind::NotFound => "create it, or correct the path",
-                std::io::ErrorKind::PermissionDenied => "let the user of the node read it",
-                _ => "choose another file",
-            };
-            self.mistake(name, format!("cannot read {file}: {error}; {remedy}"));
+            self.mistake(name, format!("cannot read {file}: {}", sources::unreadable(&error)));
         }
         written
     }
@@ -645,18 +646,15 @@ impl Drop for Section<'_> {
                 let place = place_of(&self.path);
                 let known = BTreeSet::from_iter(read_names.iter().copied());
                 let message = format!("unknown option {:?} {place}", key.get_ref());
-                let near = mistakes::suggestion(key.get_ref(), known.iter().copied());
-                if !near.is_empty() {
-                    self.reader.mistake(&key.span(), message + &near);
-                    continue;
-                }
+                let near = mistakes::near(key.get_ref(), known.iter().copied());
+                let near = near.map(str::to_owned);
                 let siblings = match known.len() <= LISTED_MAX {
                     true => format!("; known options: {}", Vec::from_iter(known).join(", ")),
                     false => "; config/edge.toml lists the options".to_owned(),
                 };
                 let mistake = self.reader.document.mistake(&key.span(), message);
                 let (at, name) = (key.span().start, key.get_ref().to_string());
-                let unknown = UnknownOption { at, name, mistake, siblings };
+                let unknown = UnknownOption { at, name, mistake, near, siblings };
                 self.reader.notes.borrow_mut().unknown.push(unknown);
             }
         }
@@ -682,6 +680,14 @@ fn dotted_name(first: &str, table: &DeTable<'_>, list: &str) -> Option<String> {
         table = inner;
     }
     None
+}
+
+/// Opens a file for reading, and closes it. A directory can be opened, too, and not read.
+fn try_open(path: &Path) -> io::Result<()> {
+    match File::open(path)?.metadata()?.is_dir() {
+        true => Err(rustix::io::Errno::ISDIR.into()),
+        false => Ok(()),
+    }
 }
 
 /// A key as TOML writes it: with quotes where they are needed.

@@ -3,7 +3,7 @@
 //! Pure functions of what was written. A suggestion is only made if it can hardly be wrong.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use geo::{Continent, Country};
@@ -63,6 +63,9 @@ fn without_unit(number: &str) -> String {
 /// A size in another notation: `"1G"`, `"64kb"`, `"1.5GiB"`.
 pub(super) fn size(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
+    if text.trim().ends_with('%') {
+        return Some("a share of the machine cannot be given: write a number of bytes".to_owned());
+    }
     let (number, unit) = number_and_unit(text)?;
     let lower = unit.to_lowercase();
     if lower.is_empty() {
@@ -143,6 +146,9 @@ pub(super) fn country(value: &DeValue<'_>) -> Remedy {
     if let Some((_, code)) = other.into_iter().find(|(other, _)| *other == upper) {
         return write(code);
     }
+    if text.contains(',') {
+        return several(text);
+    }
     let named = Country::all().find(|country| country.name().eq_ignore_ascii_case(text));
     if let Some(country) = named {
         return write(country.as_str());
@@ -164,7 +170,10 @@ pub(super) fn continent(value: &DeValue<'_>) -> Remedy {
 pub(super) fn socket(value: &DeValue<'_>) -> Remedy {
     let port = match value {
         DeValue::Integer(port) => port.as_str().parse::<u16>().ok(),
-        DeValue::String(text) => text.trim_start_matches(['*', ':']).parse::<u16>().ok(),
+        DeValue::String(text) => {
+            let bare = text.strip_prefix('*').unwrap_or(text);
+            bare.strip_prefix(':').unwrap_or(bare).parse::<u16>().ok()
+        }
         _ => None,
     };
     if let Some(port) = port {
@@ -173,6 +182,14 @@ pub(super) fn socket(value: &DeValue<'_>) -> Remedy {
         ));
     }
     let DeValue::String(text) = value else { return None };
+    if let Some(remedy) = variable(text) {
+        return Some(remedy);
+    }
+    if let Some((address, port)) = bare_ipv6(text) {
+        return Some(format!(
+            "an IPv6 address with a port has brackets: write \"[{address}]:{port}\""
+        ));
+    }
     if text.parse::<IpAddr>().is_ok() {
         let example =
             if text.contains(':') { format!("[{text}]:443") } else { format!("{text}:443") };
@@ -196,6 +213,18 @@ pub(super) fn socket(value: &DeValue<'_>) -> Remedy {
 /// A host with scheme, port, path, or a wildcard in another notation.
 pub(super) fn host(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
+    if let Some(remedy) = several(text) {
+        return Some(remedy);
+    }
+    if let Some(remedy) = variable(text) {
+        return Some(remedy);
+    }
+    if !text.is_ascii() {
+        return Some(
+            "write the name as DNS has it, in ASCII: an international name begins with \"xn--\""
+                .to_owned(),
+        );
+    }
     let rest = text.split_once("://").map_or(&**text, |(_, rest)| rest);
     let name = rest.split(['/', '?', '#']).next()?;
     let name = name.rsplit_once(':').map_or(name, |(name, _)| name);
@@ -212,6 +241,16 @@ pub(super) fn host(value: &DeValue<'_>) -> Remedy {
 pub(super) fn origin(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
     let text = text.trim();
+    if let Some(remedy) = variable(text) {
+        return Some(remedy);
+    }
+    if let Some((scheme, address)) = text.split_once("://")
+        && let Some((address, port)) = bare_ipv6(address)
+    {
+        return Some(format!(
+            "an IPv6 address with a port has brackets: write \"{scheme}://[{address}]:{port}\""
+        ));
+    }
     if let Some(path) = text.strip_prefix("unix:") {
         let most = SOCKET_PATH_BYTES_MAX;
         return Some(match path.len() > most && path.starts_with('/') {
@@ -293,6 +332,9 @@ pub(super) fn status_range(text: &str) -> Remedy {
 /// A path without its leading slash, or with scheme and host.
 pub(super) fn path(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
+    if text.starts_with(['~', '^']) || text.contains(['(', '\\']) {
+        return Some("there are no regular expressions: set path_prefix or path_glob".to_owned());
+    }
     if let Some((_, rest)) = text.split_once("://") {
         let path = rest.find('/').map_or("/", |at| &rest[at..]);
         return write(path);
@@ -355,6 +397,30 @@ pub(super) fn word<'a>(
     known.next().or_else(|| near(&text, words)).and_then(write)
 }
 
+/// `::1:80`, which is an address as it stands, and hardly meant so: the address and the port.
+fn bare_ipv6(text: &str) -> Option<(&str, u16)> {
+    text.parse::<Ipv6Addr>().ok()?;
+    let (address, port) = text.rsplit_once(':')?;
+    address.parse::<Ipv6Addr>().ok()?;
+    port.parse().ok().filter(|port| *port >= 80).map(|port| (address, port))
+}
+
+/// An environment variable as a shell writes it.
+fn variable(text: &str) -> Remedy {
+    let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    let name = name.or_else(|| text.strip_prefix('$'))?;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_variable = !name.is_empty() && name.bytes().all(is_name);
+    is_variable.then(|| write(format!("${{env.{name}}}")))?
+}
+
+/// Several items in one string.
+fn several(text: &str) -> Remedy {
+    let items = text.split([',', ' ']).filter(|item| !item.is_empty());
+    let items: Vec<String> = items.map(|item| format!("{item:?}")).collect();
+    (items.len() > 1).then(|| format!("write each by itself: [{}]", items.join(", ")))
+}
+
 /// Words of other programs, and the word here.
 const SYNONYMS: &[(&str, &str)] = &[
     ("warning", "warn"),
@@ -384,6 +450,9 @@ const SYNONYMS: &[(&str, &str)] = &[
 pub(super) fn table(option: &str, value: &DeValue<'_>) -> Remedy {
     let found = values::found(value);
     let name = option.rsplit('.').next()?;
+    if name == "split" {
+        return Some("write split.pools = { main = 95, canary = 5 }".to_owned());
+    }
     let inner = match (name, value) {
         ("redirect", DeValue::String(_)) => "location",
         ("respond", DeValue::Integer(_)) => "status",
@@ -396,8 +465,9 @@ pub(super) fn table(option: &str, value: &DeValue<'_>) -> Remedy {
     Some(format!("write {name}.{inner} = {found}"))
 }
 
-/// Where an option belongs that its table does not have: another table, or another name.
-pub(super) fn elsewhere(name: &str, known: &BTreeSet<String>) -> Remedy {
+/// What to write instead of an option that its table does not have: the option with another server's name, an
+/// option of the table with nearly this name (`near`), or another table.
+pub(super) fn unknown_option(name: &str, near: Option<&str>, known: &BTreeSet<String>) -> Remedy {
     if let Some((_, option)) = FOREIGN.iter().find(|(foreign, _)| *foreign == name) {
         return Some(format!("; set {option}"));
     }
@@ -410,6 +480,13 @@ pub(super) fn elsewhere(name: &str, known: &BTreeSet<String>) -> Remedy {
     let tables: Vec<String> = known.iter().filter_map(table).collect();
     let tables: Vec<&String> =
         tables.iter().filter(|table| !table.contains(".rules.") || tables.len() == 1).collect();
+    if let Some(near) = near {
+        // Sites and pools are easily taken for each other.
+        let swapped =
+            tables.iter().find(|table| ["[sites.NAME]", "[pools.NAME]"].contains(&table.as_str()));
+        let swapped = swapped.map(|table| format!(" {name:?} is an option of {table}"));
+        return Some(format!("; did you mean {near:?}?{}", swapped.unwrap_or_default()));
+    }
     match &tables[..] {
         [table] => Some(format!("; it is an option of {table}")),
         [one, other] => Some(format!("; it is an option of {one} and {other}")),
@@ -456,6 +533,52 @@ const FOREIGN: &[(&str, &str)] = &[
     ("location", "\"path\" of [[sites.NAME.rules]], or redirect.location"),
     ("rewrite", "replace_prefix, strip_prefix or add_prefix"),
     ("cors", "response_fields.set"),
+    ("proxy_cache_valid", "cache.lifetimes.by_status"),
+    ("proxy_cache_path", "store.disk"),
+    ("proxy_cache_key", "[sites.NAME.cache.key]"),
+    ("proxy_set_header", "request_fields.set"),
+    ("proxy_read_timeout", "first_byte and between_bytes of [pools.NAME.deadlines]"),
+    ("proxy_connect_timeout", "connect of [pools.NAME.deadlines]"),
+    ("client_max_body_size", "access.content_max"),
+    ("keepalive_timeout", "idle_timeout of [limits]"),
+    ("ssl_certificate_key", "\"key\" of [[tls.certificates]]"),
+    ("ssl_protocols", "version_min of [tls]"),
+    ("min_version", "version_min of [tls]"),
+    ("beresp", "cache.lifetimes.fixed, or cache.stale.while_revalidate"),
+    ("bind", "\"address\" of [[listeners]]"),
+    ("maxconn", "connections_max of [limits] or [pools.NAME]"),
+    ("default_backend", "\"pool\", and its \"origins\" in [pools.NAME]"),
+    ("timeout_client", "idle_timeout of [limits]"),
+    ("timeout_server", "[pools.NAME.deadlines]"),
+    ("timeout_connect", "connect of [pools.NAME.deadlines]"),
+    ("option", "the option itself: config/edge.toml lists them"),
+    ("entryPoints", "[[listeners]] with \"address\""),
+    ("entrypoints", "[[listeners]] with \"address\""),
+    ("http", "[sites.NAME] with \"hosts\", and [pools.NAME] with \"origins\""),
+    ("routers", "[sites.NAME] with \"hosts\""),
+    ("services", "[pools.NAME] with \"origins\""),
+    ("service", "\"pool\", and its \"origins\" in [pools.NAME]"),
+    ("certificatesResolvers", "[[tls.certificates]]: certificates are not fetched by ACME"),
+    (
+        "auto_https",
+        "https_redirect, and [[tls.certificates]]: certificates are not fetched by ACME",
+    ),
+    ("acme", "[[tls.certificates]]: certificates are not fetched by ACME"),
+    ("reverse_proxy", "\"pool\", and its \"origins\" in [pools.NAME]"),
+    ("encode", "compression.codings"),
+    ("route_config", "[[sites.NAME.rules]]"),
+    ("routes", "[[sites.NAME.rules]]"),
+    ("clusters", "[pools.NAME] with \"origins\""),
+    ("cluster", "\"pool\", and its \"origins\" in [pools.NAME]"),
+    ("http_port", "\"address\" of [[listeners]]"),
+    ("https_port", "\"address\" of [[listeners]], and tls = true"),
+    ("cache_mem", "store.memory"),
+    ("cache_dir", "store.disk, and node.data_directory"),
+    ("cache_peer", "\"origins\" of [pools.NAME]"),
+    ("path_regex", "path_prefix or path_glob: there are no regular expressions"),
+    ("regex", "path_prefix or path_glob: there are no regular expressions"),
+    ("try_files", "\"origins\" of [pools.NAME]: files on disk are not served"),
+    ("root", "\"origins\" of [pools.NAME]: files on disk are not served"),
 ];
 
 #[cfg(test)]
@@ -522,7 +645,9 @@ mod tests {
     fn addresses_and_hosts_are_completed_or_stripped() {
         check(socket, "localhost:80", "write \"127.0.0.1:80\"");
         check(socket, "9.9.9.9", "add the port, such as \"9.9.9.9:443\"");
-        check(socket, "::1:80", "add the port, such as \"[::1:80]:443\"");
+        check(socket, "::1:80", "an IPv6 address with a port has brackets: write \"[::1]:80\"");
+        check(socket, "::1", "add the port, such as \"[::1]:443\"");
+        check(socket, "$ADDRESS", "write \"${env.ADDRESS}\"");
         check(socket, "1.2.3.4:99999", "a port is a number from 1 to 65535");
         check(redis, "redis:/a:1", "write \"redis://a:1\"");
         check(redis, "a:1", "write \"redis://a:1\"");
@@ -537,7 +662,7 @@ mod tests {
         check(host, "https://a.example:443/x", "write \"a.example\"");
         check(host, "*a.example", "write \"*.a.example\"");
         check(host, ".a.example", "write \"*.a.example\"");
-        check(host, "a b", "");
+        check(host, "a b", "write each by itself: [\"a\", \"b\"]");
         check(origin, "a.example", "write \"https://a.example\"");
         check(origin, "http://a:99999", "a port is a number from 1 to 65535");
         check(origin, "ftp://a", "an origin is reached by http or https");

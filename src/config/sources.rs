@@ -4,6 +4,7 @@
 //! text belongs to one file, so that a mistake is reported in its own file, and a relative path starts at
 //! the directory of the file that has it.
 
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -126,19 +127,34 @@ impl SourceFile {
         let name = path.display().to_string();
         let wrong = |message: String| Mistakes(vec![Mistake::without_place(&name, message)]);
         let bytes = std::fs::read(path).map_err(|error| match included {
-            None => wrong(format!("cannot read the file: {error}")),
+            None => wrong(format!("cannot read the file: {}", unreadable(&error))),
             Some((main, text, span)) => {
-                let message = format!("include: cannot read {name}: {error}");
+                let message = format!("include: cannot read {name}: {}", unreadable(&error));
                 Mistakes(vec![mistake(main, text, span, message)])
             }
         })?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-            wrong(format!("the file is not UTF-8 text: line {line} has an invalid byte"))
+            let kind = match error.as_bytes() {
+                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it is UTF-16".to_owned(),
+                _ => format!("line {line} has an invalid byte"),
+            };
+            wrong(format!("the file is not UTF-8 text: {kind}; save it as UTF-8"))
         })?;
         Ok(Self { path: path.to_owned(), text })
     }
+}
+
+/// Why a file cannot be read, and what to do.
+pub(super) fn unreadable(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "create it, or correct the path",
+        io::ErrorKind::PermissionDenied => "let the user of the node read it",
+        io::ErrorKind::IsADirectory => "name a file in this directory",
+        _ => "choose another file",
+    };
+    format!("{error}; {remedy}")
 }
 
 /// The files that a pattern of `include` names, sorted.
@@ -194,7 +210,14 @@ fn file_mistakes(name: &str, text: &str, is_included: bool) -> Vec<Mistake> {
         && let Some((start, line)) = first
         && !line.starts_with('[')
     {
-        let message = "an included file begins with a table, such as [sites.NAME]: options without a table belong in the main file";
+        let message = match line.split('=').next().map(str::trim) {
+            Some("include") => {
+                "an included file includes no other files: list them in the main file"
+            }
+            _ => {
+                "an included file begins with a table, such as [sites.NAME]: options without a table belong in the main file"
+            }
+        };
         wrong.push(at(&(start..start), message.to_owned()));
     }
     wrong

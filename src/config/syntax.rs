@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
+use super::other_formats;
+
 /// The mistakes of syntax in `text`, each with its place. `first_at` names the place of an offset, for a
 /// message about another place.
 pub(super) fn mistakes(
@@ -14,6 +16,10 @@ pub(super) fn mistakes(
     first_at: impl Fn(usize) -> String,
 ) -> Vec<(Range<usize>, String)> {
     let (_, errors) = DeTable::parse_recoverable(text);
+    let other_format = if errors.is_empty() { None } else { other_formats::recognise(text) };
+    if let Some(mistake) = other_format {
+        return vec![mistake];
+    }
     let unclosed = if errors.is_empty() { None } else { unclosed(text) };
     let end = unclosed.as_ref().map_or(usize::MAX, |(at, _)| at.start);
     let mut mistakes: Vec<(Range<usize>, String)> = Vec::new();
@@ -67,9 +73,46 @@ fn message(
             let found = rest.chars().next().unwrap_or(' ');
             format!("expected a name of letters, digits, \"-\" and \"_\", found {found:?}")
         }
+        _ if parser.contains("escaped value") => {
+            "a backslash in double quotes begins an escape: write \\\\ for one backslash, or put the text in single quotes".to_owned()
+        }
+        _ if let Some(control) = text[line.clone()].chars().find(is_stray) => {
+            format!("this line has a control character ({control:?}): remove it")
+        }
+        _ if parser.starts_with("unexpected key or value") => after_value(rest),
+        _ if parser.starts_with("key with no value") => {
+            format!("expected NAME = VALUE, found {:?}", beginning(text[line].trim()))
+        }
+        _ if parser.starts_with("missing comma") => {
+            "a comma is missing between two items: add \",\"".to_owned()
+        }
         _ => parser.replace('\n', " ").replace('`', "\""),
     }
 }
+
+/// A character that no line of TOML may have.
+fn is_stray(c: &char) -> bool {
+    c.is_control() && !['\t', '\r', '\n'].contains(c)
+}
+
+/// Text behind the value of an option.
+fn after_value(rest: &str) -> String {
+    let rest = rest.trim();
+    match rest {
+        _ if rest.starts_with(';') => "the value ends without \";\": remove it".to_owned(),
+        _ if rest.starts_with("//") || rest.starts_with("/*") => {
+            format!("a comment begins with \"#\", found {:?}", beginning(rest))
+        }
+        _ => format!("expected the end of the line after the value, found {:?}", beginning(rest)),
+    }
+}
+
+/// Enough of a text to find it in its line.
+fn beginning(text: &str) -> &str {
+    text.char_indices().nth(FOUND_CHARS_MAX).map_or(text, |(end, _)| &text[..end])
+}
+
+const FOUND_CHARS_MAX: usize = 40;
 
 /// Quotes as text processors write them.
 const TYPOGRAPHIC_QUOTES: [char; 5] = ['\u{201c}', '\u{201d}', '\u{201e}', '\u{2018}', '\u{2019}'];

@@ -16,7 +16,7 @@ pub enum DnsBindError {
     },
     /// The process may not listen on a port below 1024.
     #[error(
-        "no permission to listen on {address} (dns.server.addresses): ports below 1024 need CAP_NET_BIND_SERVICE"
+        "no permission to listen on {address} (dns.server.addresses): ports below 1024 need CAP_NET_BIND_SERVICE, which the systemd unit of the package grants: start the node with it, or choose another port"
     )]
     Denied {
         /// The configured address.

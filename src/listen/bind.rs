@@ -41,7 +41,7 @@ pub enum BindError {
     },
     /// The process may not listen on a port below 1024.
     #[error(
-        "no permission to listen on {address} (listener {name}): ports below {first} need CAP_NET_BIND_SERVICE",
+        "no permission to listen on {address} (listener {name}): ports below {first} need CAP_NET_BIND_SERVICE, which the systemd unit of the package grants: start the node with it, or choose another port",
         first = 1024
     )]
     Denied {

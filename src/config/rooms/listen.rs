@@ -28,15 +28,22 @@ pub(crate) fn read_listeners(root: &Section<'_>) -> Vec<Listener> {
         let taken =
             |other: &Listener| other.address == listener.address && listener.address.port() != 0;
         if listeners.iter().any(taken) {
-            section
-                .mistake("address", format!("two listeners have the address {}", listener.address));
+            section.mistake(
+                "address",
+                format!(
+                    "two listeners have the address {}: remove one, or change its port",
+                    listener.address
+                ),
+            );
         }
         listeners.push(listener);
     }
     listeners
 }
 
-pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
+/// Returns the names of all certificates in files.
+pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) -> Vec<String> {
+    let mut names = Vec::new();
     for section in section.list("certificates") {
         let mut files =
             CertificateFiles { certificate: PathBuf::new(), key: PathBuf::new(), names: None };
@@ -50,7 +57,7 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
         }
         section.read("names", &mut files.names);
         if section.has("certificate") && section.has("key") {
-            check_certificate(&section, &files);
+            names.extend(check_certificate(&section, &files));
         }
         tls.certificates.push(files);
     }
@@ -91,16 +98,20 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
         section.mistake_in_file("ticket_key_file", error.to_string());
     }
     section.read_above_zero("reload_interval", &mut tls.reload_interval, "");
+    names
 }
 
-/// Reads the files of a certificate in the same way as the listeners.
-fn check_certificate(section: &Section<'_>, files: &CertificateFiles) {
+/// Reads the files of a certificate in the same way as the listeners. Returns its names.
+fn check_certificate(section: &Section<'_>, files: &CertificateFiles) -> Vec<String> {
     let (error, name) = match listen::check_certificate(files) {
-        Ok(Some(until)) if until <= Clock::system().now() => {
-            let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
-            return section.warn("certificate", format!("{file} has expired on {until}"));
+        Ok((names, until)) => {
+            if let Some(until) = until.filter(|until| *until <= Clock::system().now()) {
+                let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
+                let remedy = "clients refuse it; renew it";
+                section.warn("certificate", format!("{file} has expired on {until}: {remedy}"));
+            }
+            return names;
         }
-        Ok(_) => return,
         Err(error @ TlsError::Pair { .. }) => (error, "key"),
         Err(error) => match &error {
             TlsError::File { path, .. } if *path == files.key => (error, "key"),
@@ -108,6 +119,7 @@ fn check_certificate(section: &Section<'_>, files: &CertificateFiles) {
         },
     };
     section.mistake_in_file(name, error.to_string());
+    Vec::new()
 }
 
 pub(crate) fn read_limits(section: &Section<'_>, limits: &mut Limits) {

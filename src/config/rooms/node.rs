@@ -74,6 +74,10 @@ pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("workers", &mut workers);
     node.workers = workers.0;
     section.read("data_directory", &mut node.data_directory);
+    if node.data_directory.is_file() {
+        let message = "expected the path of a directory, found a file: choose another path";
+        section.mistake("data_directory", message);
+    }
     section.read("drain_timeout", &mut node.drain_timeout);
     section.read("drain_notice", &mut node.drain_notice);
 }

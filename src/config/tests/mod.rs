@@ -353,7 +353,8 @@ fn a_certificate_that_has_ended_is_told_and_does_not_keep_a_node_from_starting()
     let text = format!("{MINIMAL}[[tls.certificates]]\ncertificate = {pem:?}\nkey = {pem:?}\n");
     let warnings = read_text(&text).unwrap().warnings;
     let warning = warnings.iter().find(|warning| warning.message.contains("has expired")).unwrap();
-    assert!(warning.message.ends_with("has expired on Wed, 01 Jan 2020 00:00:00 GMT"), "{warning}");
+    let told = "has expired on Wed, 01 Jan 2020 00:00:00 GMT: clients refuse it; renew it";
+    assert!(warning.message.ends_with(told), "{warning}");
     assert_eq!(warning.place, Some((MINIMAL.lines().count() + 2, 15)));
 }
 
@@ -419,7 +420,7 @@ fn listeners_have_addresses_of_their_own() {
     check(
         "[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\ntls = true\n",
         &[
-            "4:11: two listeners have the address 127.0.0.1:80",
+            "4:11: two listeners have the address 127.0.0.1:80: remove one, or change its port",
             "5:1: the listener has no \"address\", such as \"0.0.0.0:443\"",
         ],
     );

@@ -1,7 +1,8 @@
 //! Mistakes that people make with their first files: units, types, names, quotes, options of other servers.
 //! Each gives one line with its place, its cause and, where it can be known, its remedy.
 
-use super::check;
+use super::{MINIMAL, check, read_text};
+use crate::config::Flags;
 
 /// The text after a minimal site, and the line about it.
 const MISTAKES: &[(&str, &str)] = &[
@@ -280,9 +281,225 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
 ];
 
+/// Further mistakes, as of people who come from another server, or from a shell.
+const MORE_MISTAKES: &[(&str, &str)] = &[
+    ("[node]\nname = \"x\";", "2:11: the value ends without \";\": remove it"),
+    ("[node]\nname = \"x\" // y", "2:12: a comment begins with \"#\", found \"// y\""),
+    (
+        "[node]\nname = \"x\" region = \"y\"",
+        "2:12: expected the end of the line after the value, found \"region = \\\"y\\\"\"",
+    ),
+    (
+        "[node]\ndata_directory = \"C:\\data\"",
+        "2:22: a backslash in double quotes begins an escape: write \\\\ for one backslash, or put the text in single quotes",
+    ),
+    ("[node]\nname = \"x\"\u{0}", "2:11: this line has a control character ('\\0'): remove it"),
+    (
+        "[sites.b]\nproxy_pass http://a",
+        "2:12: expected NAME = VALUE, found \"proxy_pass http://a\"",
+    ),
+    (
+        "[sites.b]\nhosts = [\"a.test\" \"b.test\"]",
+        "2:19: a comma is missing between two items: add \",\"",
+    ),
+    (
+        "[[listeners]]\naddress = \"::1:8080\"",
+        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"::1:8080\"; an IPv6 address with a port has brackets: write \"[::1]:8080\"",
+    ),
+    (
+        "[[listeners]]\naddress = \"$LISTEN\"",
+        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"$LISTEN\"; write \"${env.LISTEN}\"",
+    ),
+    (
+        "pool = \"main\"\n[pools.b]\norigins = [\"http://::1:8000\"]",
+        "3:12: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"http://::1:8000\"; an IPv6 address with a port has brackets: write \"http://[::1]:8000\"",
+    ),
+    (
+        "pool = \"main\"\n[pools.b]\norigins = [\"${ORIGIN}\"]",
+        "3:12: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"${ORIGIN}\"; write \"${env.ORIGIN}\"",
+    ),
+    (
+        "[sites.b]\nhosts = \"a.test b.test\"",
+        "2:9: sites.b.hosts: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"a.test b.test\"; write each by itself: [\"a.test\", \"b.test\"]",
+    ),
+    (
+        "[sites.b]\nhosts = \"münchen.example\"",
+        "2:9: sites.b.hosts: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"münchen.example\"; write the name as DNS has it, in ASCII: an international name begins with \"xn--\"",
+    ),
+    (
+        "access.deny_countries = \"US, CN\"",
+        "1:25: sites.www.access.deny_countries: expected a country's two-letter code (ISO 3166-1), found \"US, CN\"; write each by itself: [\"US\", \"CN\"]",
+    ),
+    (
+        "[store]\nmemory = \"50%\"",
+        "2:10: store.memory: expected a size such as \"64KiB\" or \"10GiB\", found \"50%\"; a share of the machine cannot be given: write a number of bytes",
+    ),
+    (
+        "[[sites.www.rules]]\npath = \"~ ^/api/(.*)$\"",
+        "2:8: sites.www.rules[0].path: expected a path that begins with \"/\", found \"~ ^/api/(.*)$\"; there are no regular expressions: set path_prefix or path_glob",
+    ),
+    (
+        "[[sites.www.rules]]\npath_regex = \"^/api/\"",
+        "2:1: unknown option \"path_regex\" in [[sites.www.rules]] number 1; set path_prefix or path_glob: there are no regular expressions",
+    ),
+    (
+        "pool = \"main\"\n[pools.b]\norigins = \"http://a\"\nhosts = \"x\"",
+        "4:1: unknown option \"hosts\" in [pools.b]; did you mean \"host\"? \"hosts\" is an option of [sites.NAME]",
+    ),
+    (
+        "proxy_cache_valid = \"10m\"",
+        "1:1: unknown option \"proxy_cache_valid\" in [sites.www]; set cache.lifetimes.by_status",
+    ),
+    (
+        "maxconn = 100",
+        "1:1: unknown option \"maxconn\" in [sites.www]; set connections_max of [limits] or [pools.NAME]",
+    ),
+    (
+        "beresp.ttl = \"1h\"",
+        "1:1: unknown option \"beresp\" in [sites.www]; set cache.lifetimes.fixed, or cache.stale.while_revalidate",
+    ),
+    (
+        "[entryPoints.web]\naddress = \":80\"",
+        "1:2: unknown option \"entryPoints\" at the top level; set [[listeners]] with \"address\"",
+    ),
+    (
+        "[tls]\nmin_version = \"1.2\"",
+        "2:1: unknown option \"min_version\" in [tls]; set version_min of [tls]",
+    ),
+    (
+        "[[sites.www.rules]]\nsplit = [{ pool = \"main\" }]",
+        "2:9: sites.www.rules[0].split: expected a table, found an array; write split.pools = { main = 95, canary = 5 }",
+    ),
+];
+
 #[test]
 fn a_mistake_of_a_newcomer_is_one_line_with_place_cause_and_remedy() {
-    for (written, expected) in MISTAKES {
+    for (written, expected) in MISTAKES.iter().chain(MORE_MISTAKES) {
         check(&format!("{written}\n"), &[expected]);
     }
+}
+
+/// The mistakes of a file with these bytes, without its path.
+fn mistakes_of_file(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edge.toml");
+    std::fs::write(&path, bytes).unwrap();
+    let flags = Flags { config: Some(path), ..Flags::default() };
+    let mistakes = super::super::load(&flags).expect_err("a mistake").to_string();
+    mistakes.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn a_file_of_another_kind_is_one_mistake() {
+    for (text, expected) in [
+        (
+            "worker_processes auto;\nhttp {\n  server { listen 80; }\n}\n",
+            "edge.toml:1:1: this file is a configuration of NGINX, and the configuration of Skerry is TOML: docs/migrate/nginx.md shows how to write it",
+        ),
+        (
+            "{\n \"sites\": {}\n}\n",
+            "edge.toml:1:1: this file is JSON, and the configuration of Skerry is TOML: docs/quickstart.md shows how to write it",
+        ),
+        (
+            "[node]\n<<<<<<< HEAD\nname = \"a\"\n=======\nname = \"b\"\n>>>>>>> b\n",
+            "edge.toml:2:1: a merge conflict is not resolved: remove the lines that begin with <<<<<<<, ======= and >>>>>>>, and one of the two versions between them",
+        ),
+        (
+            "",
+            "edge.toml: nothing to serve: add [pools.NAME] with \"origins\" and [sites.NAME] with \"hosts\" to the configuration file (--config), or start the node with --origin URL",
+        ),
+        (
+            "[pools.a]\norigins = \"http://a\"\n",
+            "edge.toml: nothing to serve: add [sites.NAME] with \"hosts\" to the configuration file (--config), or start the node with --origin URL",
+        ),
+    ] {
+        assert_eq!(mistakes_of_file(text.as_bytes()), expected);
+    }
+    assert_eq!(
+        mistakes_of_file(b"# caf\xe9\n"),
+        "edge.toml: the file is not UTF-8 text: line 1 has an invalid byte; save it as UTF-8"
+    );
+    assert_eq!(
+        mistakes_of_file(&[0xff, 0xfe, b'a', 0]),
+        "edge.toml: the file is not UTF-8 text: it is UTF-16; save it as UTF-8"
+    );
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_and_the_reverse_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().display().to_string();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let pair = format!("[[tls.certificates]]\ncertificate = {directory:?}\nkey = {directory:?}");
+    let is_directory = "Is a directory (os error 21); name a file in this directory";
+    check(
+        &pair,
+        &[
+            &format!("2:15: cannot read {directory}: {is_directory}"),
+            &format!("3:7: cannot read {directory}: {is_directory}"),
+        ],
+    );
+    check(
+        &format!("[node]\ndata_directory = {:?}", file.display().to_string()),
+        &[
+            "2:18: node.data_directory: expected the path of a directory, found a file: choose another path",
+        ],
+    );
+}
+
+/// The warnings of a valid text.
+fn warnings(text: &str) -> Vec<String> {
+    let config = read_text(text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    config.warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_pool_that_no_rule_names_is_told() {
+    let unused = "[pools.other]\norigins = \"http://b\"\n";
+    let told = "edge.toml:8:11: pools.other.origins: no site and no rule forwards to pool \"other\": name it there, or remove it";
+    assert_eq!(warnings(&format!("{MINIMAL}pool = \"main\"\n{unused}")), [told]);
+    let naming = [
+        "pool = \"main\"\npools_by_country = { DE = \"other\" }",
+        "split.pools = { main = 1, other = 1 }",
+        "pool = \"main\"\nmirror = { pool = \"other\" }",
+    ];
+    for used in naming {
+        assert_eq!(warnings(&format!("{MINIMAL}{used}\n{unused}")), [""; 0], "{used}");
+    }
+}
+
+#[test]
+fn hosts_without_a_certificate_are_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("pem");
+    let names = ["www.example.org".to_owned(), "*.shop.example.org".to_owned()];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    std::fs::write(&pem, certificate.pem() + &key.serialize_pem()).unwrap();
+    let of = |hosts: &str| {
+        warnings(&format!(
+            "{MINIMAL}[sites.b]\nhosts = [{hosts}]\n[[tls.certificates]]\ncertificate = {pem:?}\nkey = {pem:?}\n"
+        ))
+    };
+    assert_eq!(of("\"de.shop.example.org\", \"*.shop.example.org\", \"192.0.2.1\""), [""; 0]);
+    assert_eq!(
+        of("\"example.org\", \"a.b.shop.example.org\""),
+        [
+            "edge.toml:7:9: sites.b.hosts: no certificate has the names of 2 hosts, such as \"example.org\": clients refuse TLS connections for them; add a certificate to [[tls.certificates]]"
+        ]
+    );
+}
+
+#[test]
+fn an_origin_with_tls_and_no_name_is_told() {
+    let pool = "[pools.main]\norigins = [\"https://192.0.2.1\"]\n[sites.www]\nhosts = \"a.test\"\n";
+    assert_eq!(
+        warnings(pool),
+        [
+            "edge.toml:2:11: pools.main.origins: the certificate of this origin must have the address 192.0.2.1, because no name is given: set pools.main.tls.server_name to a name that it has"
+        ]
+    );
+    let named = format!("{pool}[pools.main.tls]\nserver_name = \"origin.test\"\n");
+    assert_eq!(warnings(&named), [""; 0]);
 }

@@ -92,7 +92,9 @@ pub enum TlsError {
 
 fn pair_fault(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InconsistentKeys(_) => "do not match".into(),
+        rustls::Error::InconsistentKeys(_) => {
+            "do not match: name the key that this certificate was made for".into()
+        }
         error => format!("cannot be used: {error}"),
     }
 }
@@ -267,16 +269,18 @@ fn with_a_certificate(
     Ok((settings, Some(folder)))
 }
 
-/// Reads a certificate and its key as [`TlsState::load`] does, and tells when it ends, where that can
-/// be told.
+/// Reads a certificate and its key as [`TlsState::load`] does. Returns its names and when it ends, if its
+/// dates can be read.
 ///
 /// # Errors
 /// The file that cannot be used, or that the two are no pair.
-pub(crate) fn check_certificate(files: &CertificateFiles) -> Result<Option<SystemTime>, TlsError> {
+pub(crate) fn check_certificate(
+    files: &CertificateFiles,
+) -> Result<(Vec<String>, Option<SystemTime>), TlsError> {
     let certified = load_pair(files)?;
-    names_of(files, &certified)?;
+    let names = names_of(files, &certified)?;
     let chain = certified.cert.first();
-    Ok(chain.and_then(|first| pem::validity(first)).map(|(_, until)| until))
+    Ok((names, chain.and_then(|first| pem::validity(first)).map(|(_, until)| until)))
 }
 
 /// Reads a file of ticket keys as [`TlsState::load`] does.
