@@ -51,6 +51,7 @@ mod rendezvous; // which member of a set gets a key
 mod reply; // the response that the request path returns to the listener
 mod service_manager; // tells systemd that the node serves
 mod stamp; // detects that a file was replaced
+mod thread_priority; // lets threads wait whose work is not urgent
 mod upgrade; // hands a client connection over after 101 Switching Protocols
 
 // What the binary and the tests reach; everything else is the crate's own.

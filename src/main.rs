@@ -11,7 +11,8 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{
     self, CommandError, config as config_commands, control, dns, explain, generate,
-    geo as geo_command, log, nodes, origins, peers, prefetch, purge, purges, store, token, top,
+    geo as geo_command, log, nodes, origins, peers, prefetch, purge, purges, rules, store, token,
+    top,
 };
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};
@@ -116,6 +117,11 @@ enum Command {
     /// Inspect the cache store of a running node: memory, disk directories, sites.
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Show how many requests each rule of a running node matched since its start.
+    #[command(
+        after_help = "Examples:\n  skerry rules --site www\n  skerry rules --unmatched   # rules that may be wrong, or not needed"
+    )]
+    Rules(rules::RulesArguments),
     /// Show the health of each origin of a running node: state, since when, failures, last check.
     #[command(after_help = "Example:\n  skerry origins main")]
     Origins(origins::OriginsArguments),
@@ -184,6 +190,7 @@ fn run_command(command: Command) -> Result<(), CommandError> {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Log(command) => log::run(&command),
         Command::Store(command) => store::run(&command),
+        Command::Rules(arguments) => rules::run(&arguments),
         Command::Origins(arguments) => origins::run(&arguments),
         Command::Nodes(arguments) => nodes::run(&arguments),
         Command::Peers(command) => peers::run(&command, Clock::system().now()),

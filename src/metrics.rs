@@ -8,10 +8,13 @@
 mod classic;
 mod history;
 mod process;
+mod rules;
+mod scrapes;
 mod sites;
 
 pub(crate) use history::{History, Interval};
 pub(crate) use process::cpu_seconds;
+pub(crate) use scrapes::{ScrapeFormat, Scrapes};
 pub(crate) use sites::SiteTotals;
 
 use std::fmt;
@@ -27,6 +30,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
+use self::rules::{RuleCounters, RuleMetrics};
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, CopyOutcome,
@@ -310,6 +314,7 @@ impl Default for Cells {
 pub(crate) struct Metrics {
     slots: Arc<[Cells]>,
     sites: Arc<SiteCounters>,
+    rules: Arc<RuleCounters>,
     registry: Mutex<Registry>,
     /// Metrics without the prefix `skerry_`.
     process: Registry,
@@ -323,11 +328,13 @@ impl Metrics {
         registry.register_collector(Box::new(Sum(slots.clone())));
         let sites = SiteCounters::new(workers + 1);
         registry.register_collector(Box::new(SiteMetrics(sites.clone())));
+        let rules = RuleCounters::new(workers + 1);
+        registry.register_collector(Box::new(RuleMetrics(rules.clone())));
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this node runs", build);
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Process));
-        Arc::new(Self { slots, sites, registry: Mutex::new(registry), process })
+        Arc::new(Self { slots, sites, rules, registry: Mutex::new(registry), process })
     }
 
     /// The recorder of a worker, counted from zero.
@@ -370,7 +377,7 @@ impl Metrics {
         cells.map(|cell| sum(&self.slots, cell)).collect()
     }
 
-    /// The response to a scrape (OpenMetrics 1.0).
+    /// The text of a scrape (OpenMetrics 1.0). [`Scrapes`] writes it on a thread of its own.
     pub(crate) fn encode(&self) -> String {
         let mut out = String::with_capacity(16 << 10);
         text::encode_registry(&mut out, &self.process)
@@ -382,6 +389,11 @@ impl Metrics {
     /// The counters of each site since the start.
     pub(crate) fn site_totals(&self) -> Vec<SiteTotals> {
         self.sites.totals()
+    }
+
+    /// The requests since the start that a rule matched. `None`: it has no counter of its own.
+    pub(crate) fn rule_matches(&self, site: &str, rule: &str) -> Option<u64> {
+        self.rules.matches(site, rule)
     }
 
     /// As [`Metrics::encode`], in the text format 0.0.4 of Prometheus.
@@ -454,6 +466,16 @@ impl Recorder {
     /// Counts bytes of a site's response. Only for the recorders of workers.
     pub(crate) fn add_site_bytes(&self, site: u32, bytes: u64, is_hit: bool) {
         self.metrics.sites.add_bytes(self.slot, site, bytes, is_hit);
+    }
+
+    /// The number of a rule in [`Recorder::count_rule`]: the same for a name as long as the process runs.
+    pub(crate) fn rule_number(&self, site: &Arc<str>, rule: &Arc<str>) -> u32 {
+        self.metrics.rules.number(site, rule)
+    }
+
+    /// Counts a request that a rule matched. Only for the recorders of workers.
+    pub(crate) fn count_rule(&self, rule: u32) {
+        self.metrics.rules.count(self.slot, rule);
     }
 
     /// The metrics of this recorder.

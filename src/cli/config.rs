@@ -75,9 +75,10 @@ fn dump(ConfigArguments { json, admin }: &ConfigArguments) -> Result<(), Command
 fn diff(ConfigArguments { json, admin }: &ConfigArguments) -> Result<(), CommandError> {
     let report = admin.call_json(&AdminCall::get("/config/diff"))?;
     let differs = report["changes"].as_array().is_some_and(|changes| !changes.is_empty());
-    match json {
-        true => print_json(&report)?,
-        false => print(&changes_text("a reload would change", &report))?,
+    match (json, differs) {
+        (true, _) => print_json(&report)?,
+        (false, true) => print(&changes_text("a reload would change", &report))?,
+        (false, false) => print("a reload would change nothing\n")?,
     }
     match differs {
         true => {

@@ -42,10 +42,13 @@ fn words(value: &Value) -> String {
 fn route(explanation: &Value) -> Option<String> {
     let country = explanation["country"].as_str();
     let country = country.map(|country| format!("; client in {country}")).unwrap_or_default();
+    let matches = explanation["rule_matches"].as_u64();
+    let matches = matches.map(|count| format!(" ({count} requests since the start)"));
     Some(format!(
-        "site {:?}, rule {:?}{country}",
+        "site {:?}, rule {:?}{}{country}",
         word(&explanation["site"]),
-        word(&explanation["rule"])
+        word(&explanation["rule"]),
+        matches.unwrap_or_default()
     ))
 }
 

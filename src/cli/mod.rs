@@ -20,6 +20,7 @@ pub mod peers;
 pub mod prefetch;
 pub mod purge;
 pub mod purges;
+pub mod rules;
 pub mod store;
 mod terminal;
 pub mod token;

@@ -1,11 +1,11 @@
-//! `skerry nodes`: the nodes of the fleet, and the owner of a URL.
+//! `skerry nodes`: the nodes of the fleet, the owner of a URL, and nodes to forget.
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::CommandError;
 use super::client::{AdminArguments, AdminCall, percent_encode};
-use super::output::print;
+use super::output::{aligned, print};
 
 /// The arguments of `skerry nodes`.
 #[derive(Debug, Args)]
@@ -22,6 +22,16 @@ pub struct NodesArguments {
 
 #[derive(Debug, Subcommand)]
 enum NodesCommand {
+    /// Remove a lost node from the fleet at once, so that no purge waits for it. It must be out.
+    Forget {
+        /// The node's name, as `skerry nodes` prints it.
+        node: String,
+        /// Print the JSON response of the admin API.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
     /// Print which node of the region owns a URL, and which nodes come after it.
     Owner {
         /// The URL, with scheme and host.
@@ -34,32 +44,38 @@ enum NodesCommand {
     },
 }
 
-/// Prints the nodes of the fleet, or the owner of a URL.
+/// Prints the nodes of the fleet or the owner of a URL, or forgets a node.
 ///
 /// # Errors
 /// Why the call failed, in one line.
 pub fn run(arguments: &NodesArguments) -> Result<(), CommandError> {
-    if let Some(NodesCommand::Owner { url, json, admin }) = &arguments.command {
-        let target = format!("/nodes/owner?url={}", percent_encode(url));
-        let reply = admin.call_json(&AdminCall::get(&target))?;
-        return Ok(print(&if *json { format!("{reply:#}\n") } else { owner(&reply) })?);
-    }
-    let reply = arguments.admin.call_json(&AdminCall::get("/nodes"))?;
-    Ok(print(&if arguments.json { format!("{reply:#}\n") } else { table(&reply) })?)
+    let (reply, json, text) = match &arguments.command {
+        None => {
+            let reply = arguments.admin.call_json(&AdminCall::get("/nodes"))?;
+            let text = table(&reply);
+            (reply, arguments.json, text)
+        }
+        Some(NodesCommand::Owner { url, json, admin }) => {
+            let target = format!("/nodes/owner?url={}", percent_encode(url));
+            let reply = admin.call_json(&AdminCall::get(&target))?;
+            let text = owner(&reply);
+            (reply, *json, text)
+        }
+        Some(NodesCommand::Forget { node, json, admin }) => {
+            let target = format!("/nodes/forget?node={}", percent_encode(node));
+            let reply = admin.call_json(&AdminCall::post(&target, ""))?;
+            let text = format!("{node} is forgotten: no purge waits for it any more\n");
+            (reply, *json, text)
+        }
+    };
+    Ok(print(&if json { format!("{reply:#}\n") } else { text })?)
 }
 
 /// The response of `GET /nodes` as a table; below it, the configurations if there are several.
 fn table(reply: &Value) -> String {
-    let mut rows = vec![HEAD.map(str::to_owned)];
-    let nodes = reply["nodes"].as_object();
-    rows.extend(nodes.into_iter().flatten().map(|(name, node)| row(name, node, &reply["node"])));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &[String; HEAD.len()]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    let mut text: String = rows.iter().map(line).collect();
+    let nodes = reply["nodes"].as_object().into_iter().flatten();
+    let rows: Vec<_> = nodes.map(|(name, node)| row(name, node, &reply["node"]).to_vec()).collect();
+    let mut text = aligned(&HEAD, &rows);
     if let Some(configs) = reply["configs"].as_object().filter(|configs| configs.len() > 1) {
         text.push_str("\nthe nodes run with different configurations:\n");
         for (digest, names) in configs {

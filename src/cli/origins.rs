@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
-use super::output::print;
+use super::output::{aligned, print};
 
 /// The arguments of `skerry origins`.
 #[derive(Debug, Args)]
@@ -149,19 +149,6 @@ const ORIGIN_HEAD: [&str; 9] = [
     "last check",
 ];
 const SOURCE_HEAD: [&str; 5] = ["pool", "source", "origins", "last answer", "failure"];
-
-/// A table whose columns are as wide as their longest cell.
-fn aligned(head: &[&str], rows: &[Vec<String>]) -> String {
-    let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
-    let rows: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &&Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
-}
 
 fn source_row(pool: &Value, source: &Value, now_ms: u64) -> Vec<String> {
     let ago = |at_ms: u64| format!("{} ago", seconds(now_ms.saturating_sub(at_ms)));

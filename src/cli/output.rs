@@ -44,3 +44,16 @@ pub fn size_text(bytes: f64) -> String {
     let digits = if unit > 0 && value < 100.0 { 1 } else { 0 };
     format!("{value:.digits$} {}", units[unit])
 }
+
+/// A table whose columns are as wide as their longest cell.
+pub(super) fn aligned(head: &[&str], rows: &[Vec<String>]) -> String {
+    let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
+    let rows: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &&Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}

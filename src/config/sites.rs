@@ -232,6 +232,7 @@ fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scop
     let (name, server_timing) = (name.into(), scope.server_timing);
     RuleSettings {
         name,
+        number: 0,
         matches,
         action,
         guard: guard::RuleLimits { access, rate, rule_number },

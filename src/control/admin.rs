@@ -40,7 +40,7 @@ use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Peer, Permission, TokenFile};
 use crate::clock::{Clock, unix_ms};
 use crate::fleet::NodeTable;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ScrapeFormat, Scrapes};
 use crate::notices::{self, Notice};
 use crate::store::Store;
 
@@ -103,8 +103,10 @@ pub(crate) struct Admin {
     pub prefetcher: Arc<Prefetcher>,
     /// The cache store, for `/store`.
     pub store: Store,
-    /// The metrics, for `/metrics`.
+    /// The metrics, for `/sites`, `/rules` and `/explain`.
     pub metrics: Arc<Metrics>,
+    /// Writes the metrics, for `/metrics`.
+    pub scrapes: Scrapes,
     /// The clock of audit lines and rate limits.
     pub clock: Clock,
     /// Actions on the whole node.
@@ -301,7 +303,7 @@ impl Admin {
             return Err(caller.forbidden(path));
         }
         match path {
-            "/metrics" => Ok(self.metrics_text(request.headers())),
+            "/metrics" => self.metrics_text(request.headers()).await,
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
                 let (body, permit) = self.body_budget.read(request.into_body()).await?;
@@ -315,8 +317,12 @@ impl Admin {
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
             "/nodes" => Ok(self.nodes().await),
             "/nodes/owner" => self.owner(request.uri().query().unwrap_or_default()).await,
+            "/nodes/forget" => {
+                self.forget_node(caller, request.uri().query().unwrap_or_default()).await
+            }
             "/store" => Ok(self.store_stat()),
             "/sites" => Ok(self.sites()),
+            "/rules" => self.rules(request.uri().query().unwrap_or_default()),
             "/origins" => Ok(json_response(StatusCode::OK, &self.node.origins())),
             "/certificates" => Ok(json_response(StatusCode::OK, &self.node.certificates())),
             "/overview" => self.overview(request.uri().query().unwrap_or_default()),
@@ -372,22 +378,28 @@ impl Admin {
     }
 
     /// OpenMetrics for collectors that accept it, as Prometheus does; the older text format for all others.
-    fn metrics_text(&self, headers: &http::HeaderMap) -> Response<Full<Bytes>> {
+    async fn metrics_text(
+        &self,
+        headers: &http::HeaderMap,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
         let mut accepted = headers.get_all(ACCEPT).iter();
         let is_open = accepted.any(|line| {
             line.to_str().is_ok_and(|line| line.contains("application/openmetrics-text"))
         });
-        let (text, kind) = match is_open {
-            true => (
-                self.metrics.encode(),
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            ),
-            false => (self.metrics.encode_classic(), "text/plain; version=0.0.4; charset=utf-8"),
+        let (format, kind) = match is_open {
+            true => {
+                (ScrapeFormat::Open, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+            }
+            false => (ScrapeFormat::Classic, "text/plain; version=0.0.4; charset=utf-8"),
         };
+        let text = self.scrapes.text(format).await.ok_or_else(|| {
+            let detail = "too many scrapes of the metrics at a time: scrape less often";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })?;
         let mut response = text_response(StatusCode::OK, text);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-        response
+        Ok(response)
     }
 
     fn store_stat(&self) -> Response<Full<Bytes>> {
@@ -467,7 +479,11 @@ impl Admin {
             })?;
         let headers = explained_fields(request.headers());
         let explained = self.node.explain(&uri, &headers, client, country).await;
-        Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
+        let mut explained = explained.map_err(Problem::bad_request)?;
+        if let (Some(site), Some(rule)) = (explained["site"].as_str(), explained["rule"].as_str()) {
+            explained["rule_matches"] = json!(self.metrics.rule_matches(site, rule));
+        }
+        Ok(json_response(StatusCode::OK, &explained))
     }
 
     /// `GET /overview?since=MS&top=N&brief=true`.
@@ -520,8 +536,10 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/purges", Method::GET),
     ("/nodes", Method::GET),
     ("/nodes/owner", Method::GET),
+    ("/nodes/forget", Method::POST),
     ("/store", Method::GET),
     ("/sites", Method::GET),
+    ("/rules", Method::GET),
     ("/origins", Method::GET),
     ("/origins/state", Method::POST),
     ("/certificates", Method::GET),

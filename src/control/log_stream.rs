@@ -39,6 +39,9 @@ impl Admin {
             return Err(caller.forbidden("the access log"));
         }
         let filter = LineFilter::parse(query)?;
+        if let Some(site) = &filter.site {
+            self.node.check_site(site).map_err(|why| Problem::bad_value("site", site, &why))?;
+        }
         let lines = self.node.watch_log().ok_or_else(|| {
             let detail = "too many callers watch the access log: end one of them first";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,17 @@ pub(crate) struct OverviewQuery {
     pub since_ms: u64,
     /// How many of the most requested URLs to list.
     pub top: usize,
+}
+
+/// What the configuration says of a tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConfiguredTag {
+    /// A rule has it in `cache.tags`, so that responses are stored with it.
+    OfRule,
+    /// The site or rule that sets it in `response_fields`, which only clients see.
+    ShownOnly(String),
+    /// Nothing.
+    Absent,
 }
 
 /// The future that a [`NodeActions`] method returns.
@@ -51,9 +63,10 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn watch_log(&self) -> Option<mpsc::Receiver<Bytes>>;
     /// Name of the site that serves a URL. `None`: no site of this node has its host.
     fn site_of(&self, uri: &Uri) -> Option<String>;
-    /// The site or rule that sets this tag in its `response_fields`, if none has it in `cache.tags`. `None`: no
-    /// configuration says that a purge by the tag finds nothing.
-    fn place_of_shown_tag(&self, tag: &str) -> Option<String>;
+    /// The rules of all sites, each as site and rule, in the order in which they are tried.
+    fn rules(&self) -> Vec<(Arc<str>, Arc<str>)>;
+    /// What the configuration says of a tag.
+    fn configured_tag(&self, tag: &str) -> ConfiguredTag;
     /// Requests a URL as a client would, and reads the whole response. Returns status and content;
     /// without `content_bytes_max` the content is discarded.
     ///

@@ -1,4 +1,4 @@
-//! The calls of the admin API about the fleet: its nodes, and the owner of a URL.
+//! The calls of the admin API about the fleet: its nodes, the owner of a URL, and a node to forget.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::admin::Admin;
 use super::bus::HeartbeatAge;
 use super::http::{Problem, absolute_url, check_parameters, json_response, parameter};
+use super::tokens::Caller;
 use crate::cache::KeyHash;
-use crate::fleet::{FleetMember, owners};
+use crate::fleet::{FleetMember, Readiness, owners};
 
 impl Admin {
     /// `GET /nodes`
@@ -45,6 +46,47 @@ impl Admin {
             }
         }
         json_response(StatusCode::OK, &json!({ "node": own, "nodes": nodes, "configs": configs }))
+    }
+
+    /// `POST /nodes/forget?node=NAME`: removes a node that is out from the fleet.
+    pub(super) async fn forget_node(
+        &self,
+        caller: &Caller,
+        query: &str,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
+        check_parameters(query, &["node"])?;
+        let missing = "parameter \"node\" is missing: expected /nodes/forget?node=NAME";
+        let name = parameter(query, "node")?.ok_or_else(|| Problem::bad_request(missing))?;
+        let result = self.forget(&name).await;
+        let line = json!({
+            "at_ms": self.now_ms(),
+            "who": caller.name,
+            "from": caller.address.to_string(),
+            "call": "POST /nodes/forget",
+            "node": name,
+            "error": result.as_ref().err().map(|problem| &problem.detail),
+        });
+        self.audit.write(line).await;
+        result.map(|()| json_response(StatusCode::OK, &json!({ "forgotten": name })))
+    }
+
+    async fn forget(&self, name: &str) -> Result<(), Problem> {
+        let table = self.nodes.borrow().clone();
+        let Some(member) = table.get(name) else {
+            let detail = format!(
+                "node {name:?}: the fleet has no node of this name; skerry nodes lists them"
+            );
+            return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+        };
+        if member.readiness != Readiness::Out {
+            let state = member.readiness.as_str();
+            let detail = format!(
+                "node {name:?} is {state}: only a node that is out can be forgotten; stop it first"
+            );
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
+        }
+        let unavailable = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
+        self.bus.forget(name).await.map_err(unavailable)
     }
 
     /// `GET /nodes/owner?url=…`

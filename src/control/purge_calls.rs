@@ -16,8 +16,10 @@ use super::bus::{
     WaitLimit,
 };
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
+use super::node_actions::ConfiguredTag;
 use super::purge_request::PurgeRequest;
 use super::tokens::{Caller, Permission};
+use crate::cache::purge::tag_hash;
 use crate::cache::{PurgeScope, PurgeSequence};
 use crate::purge::PurgeError;
 
@@ -36,7 +38,7 @@ impl Admin {
         let request = PurgeRequest::parse(&body, &*self.node)?;
         drop(body);
         self.check_may_purge(caller, &request.scopes)?;
-        let mut warnings = self.vain_tags(&request.scopes);
+        let mut warnings = self.tag_warnings(&request.scopes);
         if is_dry_run {
             let mut answer = self.dry_run(&request);
             add_warnings(&mut answer, warnings);
@@ -91,17 +93,22 @@ impl Admin {
         url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url))
     }
 
-    /// One warning for each of the first [`VAIN_MAX`] tags that only clients see. Whether a stored response has a
-    /// tag is not known before it is looked up.
-    fn vain_tags(&self, scopes: &[PurgeScope]) -> Vec<String> {
+    /// One warning for each of the first [`TAG_WARNINGS_MAX`] tags that only clients see, or that no response had.
+    /// Which stored responses have a tag is not known before they are looked up.
+    fn tag_warnings(&self, scopes: &[PurgeScope]) -> Vec<String> {
         let warning = |scope: &PurgeScope| {
             let PurgeScope::Tag(tag) = scope else { return None };
-            let place = self.node.place_of_shown_tag(tag)?;
-            Some(format!(
-                "tag {tag:?} may purge nothing: {place} sets it in response_fields, which only clients see; set cache.tags there"
-            ))
+            let why = match self.node.configured_tag(tag) {
+                ConfiguredTag::OfRule => return None,
+                ConfiguredTag::ShownOnly(place) => format!(
+                    "{place} sets it in response_fields, which only clients see; set cache.tags there"
+                ),
+                ConfiguredTag::Absent if self.store.has_seen_tag(tag_hash(tag)) => return None,
+                ConfiguredTag::Absent => "no response in the memory of this node had it since the start; responses of other nodes, and older ones on disk, may have it".to_owned(),
+            };
+            Some(format!("tag {tag:?} may purge nothing: {why}"))
         };
-        scopes.iter().filter_map(warning).take(VAIN_MAX).collect()
+        scopes.iter().filter_map(warning).take(TAG_WARNINGS_MAX).collect()
     }
 
     /// Runs the purge of a request with the method PURGE, and waits until it is durable on this node.
@@ -368,7 +375,7 @@ const LIST_MAX: usize = 1000;
 /// Scopes listed in an audit line; of the others only their number is.
 const AUDITED_MAX: usize = 20;
 /// Warnings of tags in one answer.
-const VAIN_MAX: usize = 20;
+const TAG_WARNINGS_MAX: usize = 20;
 
 #[cfg(test)]
 mod tests {

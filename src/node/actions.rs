@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::origins;
 use super::shared::Shared;
-use super::shown_tags::place_of_shown_tag;
+use super::shown_tags::configured_tag;
 use crate::cache::KeyHash;
 use crate::clock::unix_ms;
 use crate::config;
 use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
 use crate::control::body_budget::BodyBudget;
-use crate::control::node_actions::{ActionFuture, NodeActions, OverviewQuery};
+use crate::control::node_actions::{ActionFuture, ConfiguredTag, NodeActions, OverviewQuery};
 use crate::control::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge_request::{PurgeRequest, SiteLookup};
@@ -29,7 +29,8 @@ use crate::control::rate::TokenBucket;
 use crate::control::refresh::Refresh;
 use crate::dns::DnsQuestion;
 use crate::fleet::Readiness;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Scrapes};
+use crate::route::SiteSettings;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
 
 impl Shared {
@@ -37,6 +38,7 @@ impl Shared {
     pub(super) fn admin_api(
         self: &Arc<Self>,
         metrics: &Arc<Metrics>,
+        scrapes: Scrapes,
         background: &Handle,
     ) -> Arc<Admin> {
         let admin::Settings { hosts, audit_log, purges_per_second_max, prefetch, .. } =
@@ -55,6 +57,7 @@ impl Shared {
             body_budget: BodyBudget::default(),
             store: self.store.clone(),
             metrics: metrics.clone(),
+            scrapes,
             clock: self.clock.clone(),
             node: self.clone(),
         })
@@ -159,8 +162,18 @@ impl NodeActions for Shared {
         plan.routes.site(normal.authority.host()).map(|site| site.name.to_string())
     }
 
-    fn place_of_shown_tag(&self, tag: &str) -> Option<String> {
-        place_of_shown_tag(&self.config().routes.sites, tag)
+    fn rules(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        let config = self.config();
+        let of = |site: &SiteSettings| {
+            let site_name = site.name.clone();
+            let names = site.rules.iter().map(|rule| rule.name.clone());
+            names.map(move |rule| (site_name.clone(), rule)).collect::<Vec<_>>()
+        };
+        config.routes.sites.iter().flat_map(of).collect()
+    }
+
+    fn configured_tag(&self, tag: &str) -> ConfiguredTag {
+        configured_tag(&self.config().routes.sites, tag)
     }
 
     fn fetch<'a>(

@@ -54,7 +54,7 @@ use crate::guard::rate;
 use crate::listen::{
     self, Listener, ListenerState, PeerEntrance, TlsState, Transport, WorkerSockets,
 };
-use crate::metrics::{History, Metrics};
+use crate::metrics::{History, Metrics, Scrapes};
 use crate::notices::{self, SuppressedLines};
 use crate::peers::{PeerFileError, PeerTls};
 use crate::purge::{self, Purges};
@@ -156,7 +156,7 @@ impl Node {
     pub fn start(mut config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
         let directory = &config.node.data_directory.clone();
         std::fs::create_dir_all(directory).map_err(system(format!(
-            "cannot create the data directory {} (node.data_directory, --data-dir)",
+            "cannot create the data directory {} (node.data_directory, --data-dir); choose another one, or let the user of the node create it",
             directory.display()
         )))?;
         let metrics = Metrics::new(config.node.workers);
@@ -318,7 +318,9 @@ impl Node {
         let admin = admin_listener
             .local_addr()
             .map_err(system("cannot read the address of the admin listener"))?;
-        let api = shared.admin_api(&metrics, handle);
+        let scrapes = Scrapes::start(metrics.clone())
+            .map_err(system("cannot start the thread that writes the metrics"))?;
+        let api = shared.admin_api(&metrics, scrapes, handle);
         background.spawn(run_purge_requests(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(run_peer_calls(shared.clone(), calls_of_peers));

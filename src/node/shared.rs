@@ -232,6 +232,9 @@ pub(super) fn plan(
     let mut routes = config.routes.clone();
     for site in &mut routes.sites {
         site.number = recorder.site_number(&site.name);
+        for rule in &mut site.rules {
+            rule.number = recorder.rule_number(&site.name, &rule.name);
+        }
     }
     let routes = Routes::new(&routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
     let plan = Plan {

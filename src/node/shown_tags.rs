@@ -3,19 +3,21 @@
 use http::HeaderName;
 
 use crate::cache::tags::{CACHE_TAG, SURROGATE_KEY};
+use crate::control::node_actions::ConfiguredTag;
 use crate::route::{RuleSettings, SiteSettings};
 
-/// The first site or rule that sets this tag in its `response_fields`, such as `site www` or `site www, rule
-/// shop`. `None`: none does, or a rule has the tag in `cache.tags`.
-pub(super) fn place_of_shown_tag(sites: &[SiteSettings], tag: &str) -> Option<String> {
+/// Whether responses are stored with a tag of a rule, or only clients see it. Names the first site or rule that
+/// shows it, such as `site www` or `site www, rule shop`.
+pub(super) fn configured_tag(sites: &[SiteSettings], tag: &str) -> ConfiguredTag {
     let rules = || sites.iter().flat_map(|site| site.rules.iter().map(move |rule| (site, rule)));
     if rules().any(|(_, rule)| rule.cache.tags.iter().any(|other| **other == *tag)) {
-        return None;
+        return ConfiguredTag::OfRule;
     }
     // Rules inherit from their site, which is the place to name then.
     let showing = rules().filter(|(_, rule)| shows(rule, tag));
-    let (site, rule) = showing.min_by_key(|(_, rule)| rule.logged_name().is_some())?;
-    Some(match rule.logged_name() {
+    let first = showing.min_by_key(|(_, rule)| rule.logged_name().is_some());
+    let Some((site, rule)) = first else { return ConfiguredTag::Absent };
+    ConfiguredTag::ShownOnly(match rule.logged_name() {
         Some(rule) => format!("site {}, rule {rule}", site.name),
         None => format!("site {}", site.name),
     })

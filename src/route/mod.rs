@@ -79,6 +79,8 @@ pub(crate) enum HostPattern {
 pub(crate) struct RuleSettings {
     /// For logs and `skerry explain`; unique within its site.
     pub name: Arc<str>,
+    /// The number in the metrics, which the node gives: a rule keeps its number across reloads.
+    pub number: u32,
     /// Its conditions.
     pub matches: Matches,
     /// What to do with the request.

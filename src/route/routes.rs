@@ -361,6 +361,7 @@ mod tests {
             content_type: HeaderValue::from_static("text/plain"),
         });
         RuleSettings {
+            number: 0,
             name: name.into(),
             matches,
             action,

@@ -26,6 +26,7 @@ use crate::fields::FieldLines;
 use crate::labels::HotFormOutcome;
 use crate::metrics::{Metric, Recorder};
 use crate::store::{Record, Store, StoredForm, StoredHead};
+use crate::thread_priority;
 use crate::transform::{self, ContentFields, DecodeLimit, Level, RecodePlan, Recoding};
 
 /// How much the thread may do.
@@ -120,10 +121,7 @@ impl HotForms {
     }
 
     fn run(&self, background: &Handle) {
-        // Of this thread alone. It is allowed to every process.
-        if let Err(error) = rustix::process::setpriority_process(None, LOWEST_PRIORITY) {
-            tracing::warn!(%error, "cannot lower the priority of the thread that codes hot forms");
-        }
+        thread_priority::lower("codes hot forms");
         while let Some((form, settings)) = self.next() {
             let before = thread_cpu_time();
             let outcome = background.block_on(self.code(form, settings.content_bytes_max));
@@ -261,7 +259,5 @@ impl std::fmt::Debug for HotForms {
     }
 }
 
-/// Nice 19: a thread that serves requests gets 68 times as much of a core that both want.
-const LOWEST_PRIORITY: i32 = 19;
 /// Odd, so that all numbers of the forms of a response differ.
 const NUMBER_STEP: u32 = 0x9e37_79b9;

@@ -36,6 +36,7 @@ mod share;
 mod sites; // usage and limits of each site
 mod space; // checks that the disk cache fits its file systems
 mod stat;
+mod tag_marks; // which tags stored responses have had
 mod tiers; // memory above the disks
 mod write; // writes complete objects
 
@@ -154,6 +155,11 @@ impl Store {
             return None;
         }
         self.objects.purges.verdict(&head.response, &head.checkpoint)
+    }
+
+    /// Whether a response with a tag of this hash was in memory since the start. It may be true of another tag, too.
+    pub(crate) fn has_seen_tag(&self, hash: u64) -> bool {
+        self.tiers.tag_marks.has(hash)
     }
 
     /// Whether neither memory nor a disk's index has a record under this hash.

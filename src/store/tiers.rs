@@ -27,6 +27,7 @@ use super::record::{Record, StoredHead, disk_state};
 use super::settings::{Admission, Settings};
 use super::share::MemoryShare;
 use super::sites::{Site, Sites};
+use super::tag_marks::TagMarks;
 use crate::cache::KeyHash;
 use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug};
@@ -39,6 +40,7 @@ pub(super) struct Tiers {
     pub sites: Arc<Sites>,
     pub body_bytes: Arc<BodyBytes>,
     pub sketch: FrequencySketch,
+    pub tag_marks: TagMarks,
     evictions: Arc<Evictions>,
     loads: Loads,
     pub background: Handle,
@@ -70,6 +72,7 @@ impl Tiers {
             sites,
             body_bytes,
             sketch: FrequencySketch::new(),
+            tag_marks: TagMarks::default(),
             evictions,
             loads: Loads::default(),
             background,
@@ -98,6 +101,9 @@ impl Tiers {
                 copies.entered(&key, piece.weight());
             }
             self.body_bytes.entered(&piece);
+            if let Piece::Record(Record::Response(head)) = &piece {
+                self.tag_marks.mark(&head.response.tags);
+            }
             self.memory.insert(key, piece);
         });
         if let Some(site) = site {

@@ -103,6 +103,32 @@ fn every_node_refreshes_the_responses_that_a_purge_covered() {
 }
 
 #[test]
+fn a_lost_node_is_forgotten_so_that_no_purge_waits_for_it() {
+    let Some(fleet) = Fleet::start(2) else { return };
+    let [kept, lost] = &fleet.nodes[..] else { panic!("two nodes") };
+    let forget =
+        |name: &str| kept.admin("POST", &format!("/nodes/forget?node={name}"), "").unwrap();
+    let purge =
+        || kept.admin("POST", "/purge?wait=all&timeout=300ms", r#"{"all": true}"#).unwrap().0;
+    // On a busy machine it may be out for a moment; its next heartbeat brings it back.
+    until("a node that is ready is not forgotten", || {
+        let (status, why) = forget("node-1");
+        status == 409 && why.contains("is ready: only a node that is out")
+    });
+    let (status, why) = forget("node-11");
+    assert!(status == 404 && why.contains("the fleet has no node of this name"), "{why}");
+    lost.kill();
+    until("the node is out", || {
+        kept.metric("skerry_fleet_members{readiness=\"out\"}") == Some(1.0)
+    });
+    assert_eq!(purge(), 202, "it waits for the lost node");
+    until("it is forgotten", || forget("node-1").0 == 200);
+    until("no purge waits for it", || purge() == 200);
+    lost.run();
+    until("a node that lives comes back", || kept.fleet_size() == 2);
+}
+
+#[test]
 fn while_the_bus_is_silent_each_site_does_as_it_has_chosen() {
     let folder = tempfile::tempdir().unwrap();
     let Some(redis) = RedisProcess::start(folder.path()) else { return };

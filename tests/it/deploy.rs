@@ -124,6 +124,14 @@ fn promtool_accepts_the_alerts_and_each_has_an_action() {
     let text = read("deploy/prometheus/alerts.yml");
     let (alerts, actions) = (text.matches("- alert: ").count(), text.matches("action: ").count());
     assert_eq!(alerts, actions, "each alert says what to do");
+    let page = read("docs/operations/alerts.md");
+    for alert in text.split("- alert: ").skip(1) {
+        let name = alert.lines().next().expect("a name");
+        let severity = alert.split("severity: ").nth(1).expect("a severity");
+        let severity = severity.split([' ', '}']).next().expect("a word");
+        let row = format!("| `{name}` | {severity} |");
+        assert!(page.contains(&row), "docs/operations/alerts.md: {row}");
+    }
     let checked = std::process::Command::new("promtool")
         .args(["check", "rules", "deploy/prometheus/alerts.yml"])
         .output();
@@ -155,8 +163,8 @@ fn the_api_s_description_has_every_call_and_no_other() {
                 let body = serde_json::json!({"pool": "main", "origin": origin.url(), "weight": 2});
                 (path.to_owned(), &*body.to_string().leak())
             }
-            // The first would end the others; the second has no end, and the third nothing to go back to.
-            "/drain" | "/log" | "/config/rollback" => continue,
+            // The first would end the others; the second has no end, the third nothing to go back to, and no node is lost.
+            "/drain" | "/log" | "/config/rollback" | "/nodes/forget" => continue,
             _ => (path.to_owned(), ""),
         };
         let status = edge.admin(method, &path, body).status;

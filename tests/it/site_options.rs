@@ -1,7 +1,7 @@
 //! Options of sites and rules for the people who run a node: redirects to https, conditions on the scheme, tags
 //! of rules, the access log of a site, and its metrics.
 
-use crate::harness::{Answer, Edge, Origin, until};
+use crate::harness::{Answer, Edge, Origin, skerry, until};
 
 #[test]
 fn a_site_redirects_to_https_and_serves_there() {
@@ -109,4 +109,38 @@ fn requests_and_hits_are_counted_by_site_across_a_reload() {
     edge.get("/1");
     until("it goes on", || of("requests", "a") == 3.0);
     assert_eq!(of("requests", "c"), 0.0, "a new site is there");
+}
+
+#[test]
+fn the_requests_that_each_rule_matched_are_counted_and_shown() {
+    let rules = "[sites.a]\nhosts = \"edge.test\"\nrespond.status = 204\n\
+                 [[sites.a.rules]]\nname = \"api\"\npath_prefix = \"/api\"\nrespond.content = \"api\"\n\
+                 [[sites.a.rules]]\nname = \"typo\"\npath_prefix = \"/imgaes\"\nrespond.content = \"x\"\n\
+                 [sites.b]\nhosts = \"quiet.test\"\nrespond.status = 204\n";
+    let edge = Edge::with(rules);
+    for path in ["/api/1", "/api/2", "/images/1"] {
+        edge.get(path);
+    }
+    let answer = |query: &str| {
+        let answer = edge.admin("GET", &format!("/rules{query}"), "");
+        let answer: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
+        answer["rules"].clone()
+    };
+    let expected = serde_json::json!([["a", "api", 2], ["a", "typo", 0], ["a", "default", 1]]);
+    until("they are counted", || answer("?site=a") == expected);
+    assert_eq!(answer("?unmatched=true"), serde_json::json!([["a", "typo", 0]]), "b is quiet");
+    assert_eq!(edge.metric("skerry_rule_matches_total{site=\"a\",rule=\"api\""), 2.0);
+    assert_eq!(edge.admin("GET", "/rules?site=c", "").status, 400);
+    let admin = edge.admin.to_string();
+    let explained = skerry(&["explain", "--admin", &admin, "http://edge.test/api/3"]);
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    let route = "site \"a\", rule \"api\" (2 requests since the start)";
+    assert!(explained.contains(route), "an explanation is not counted: {explained}");
+    let shown = skerry(&["rules", "--admin", &admin, "--unmatched"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert_eq!(shown, "site  rule  requests since the start\na     typo  0\n");
+    edge.reload(&format!("{rules}[sites.c]\nhosts = \"c.test\"\nrespond.status = 204\n"))
+        .expect("a good file");
+    edge.get("/api/3");
+    until("a reload sets nothing back", || answer("?site=a")[0][2] == 3);
 }

@@ -12,7 +12,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("allocator", &[]),
     ("clock", &[]),
     // labels: a metric's series are the words of closed lists.
-    ("metrics", &["labels"]),
+    // thread_priority: scrapes are written on a thread that lets requests go first.
+    ("metrics", &["labels", "thread_priority"]),
+    ("thread_priority", &[]),
     ("labels", &[]),
     ("body", &[]),
     // labels: an entity tag names the coding of its content.
@@ -125,6 +127,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             // purge: a node that asks another one says which purges that must have applied.
             "purge",
             "reply",
+            // thread_priority: forms are coded again on a thread that lets requests go first.
+            "thread_priority",
             "upgrade",
         ],
     ),

@@ -484,6 +484,18 @@ impl Bus {
         *self.inner.silence_policy() = SilencePolicy::new(self.inner.settings.silence, sites);
     }
 
+    /// Removes another node from the fleet, so that no purge waits for its receipts. A node that lives comes back
+    /// with its next heartbeat.
+    ///
+    /// # Errors
+    /// Redis is not configured, is not connected now, or refuses the command.
+    pub(crate) async fn forget(&self, name: &str) -> Result<(), String> {
+        let connection = self.inner.connection().clone();
+        let connected = "this node has no connection to Redis now, which has the table of nodes";
+        let mut connection = connection.ok_or(connected)?;
+        connection.remove_node(name).await.map_err(|error| error.to_string())
+    }
+
     /// Removes this node from the fleet, so that no purge waits for its receipts. Called at shutdown.
     pub(crate) async fn leave(&self) {
         self.inner.has_left.store(true, Ordering::Relaxed);

@@ -1,15 +1,15 @@
 // The forms: a request explained in sentences, and a purge.
-import { at, call, make } from "./dashboard-page.js";
+import { at, call, make, whole } from "./dashboard-page.js";
 
 const TITLES = { refuse: "Refused", answer: "Answered by the node itself", serve: "A hit", "serve-stale": "A hit, served stale", validate: "Validated with the origin first", forward: "Forwarded to the origin" };
 
 function facts(it) {
   const { stored, rules, access, decision } = it;
   const pairs = [
-    ["Site", it.site], ["Rule", it.rule], ["Key", it.key], ["Client country", it.country],
+    ["Site", it.site], ["Rule", it.rule && (it.rule_matches === null ? it.rule : `${it.rule}, matched by ${whole(it.rule_matches)} requests since the start`)], ["Key", it.key], ["Client country", it.country],
     ["Access", access && (access.admitted === true ? "allowed" : access.admitted === null ? `not judged: ${(access.not_judged ?? []).join(", ")}` : "refused")],
     ["Answer", decision.status && [decision.status, decision.location].filter(Boolean).join(" to ")],
-    ["Pool", it.pool && `${it.pool}, ${it.pool_origins} origins, ${it.pool_origins_down} of them down`],
+    ["Pool", it.pool && `${it.pool}, origins: ${it.pool_origins}, of them down: ${it.pool_origins_down}`],
     ["Order of origins", it.pool_tiers?.map((tier) => tier.join(", ")).join("; then ")],
     ["Stored", stored ? `status ${stored.status}, ${stored.bytes} bytes, ${stored.age_s} s old, fresh for ${stored.lifetime_s} s` : it.key && "nothing"],
     ["Purged", it.purged],

@@ -1,7 +1,7 @@
 // The views beside the overview. Each has `load`, which asks the API, and `show`, which draws the answer.
 import { ago, at, bar, bytes, call, clock, fill, make, percent, short, span, tile, whole } from "./dashboard-page.js";
 
-const SITES_SHOWN = 100, POOLS_SHOWN = 50, RECEIPTS_SHOWN = 12, DAY_MS = 86_400_000;
+const SITES_SHOWN = 100, RULES_SHOWN = 20, POOLS_SHOWN = 50, RECEIPTS_SHOWN = 12, DAY_MS = 86_400_000;
 
 /** How sites can be sorted: the value that comes first is the largest. */
 const ORDERS = {
@@ -13,9 +13,13 @@ const ORDERS = {
 
 export const sites = {
   before: null,
-  load: () => Promise.all([call("store"), call("sites")]),
-  show([store, counted]) {
+  load: () => Promise.all([call("store"), call("sites"), call("rules?unmatched=true")]),
+  show([store, counted, { rules }]) {
     this.join(store, counted);
+    const shown = rules.slice(0, RULES_SHOWN).map(([site, rule]) => [[site, "long"], [rule, "long"]]);
+    const rest = rules.length - shown.length;
+    if (rest > 0) shown.push([[`and ${whole(rest)} more: skerry rules --unmatched`, "soft"], ""]);
+    fill("unmatched", ["Site", "Rule"], shown, "None: each rule of these sites has matched a request.");
     const { memory, directories } = store;
     const total = (name) => directories.reduce((sum, it) => sum + it[name], 0);
     at("store").replaceChildren(
