@@ -172,13 +172,7 @@ impl Job {
                 Err(followed) => followed,
             },
         };
-        let disposition = match verdict {
-            // A purge covers it: it must not become fresh here.
-            Some(HopVerdict::Purged) => {
-                Disposition::Pass { reason: Reason::SoftPurged, remember: None }
-            }
-            _ => self.decide_disposition(&mut upstream.response, upstream.times, lead.sequence()),
-        };
+        let disposition = self.judge(&mut upstream, verdict, lead.sequence());
         let response = upstream.response;
         match disposition {
             Disposition::Pass { reason, remember } => {
@@ -228,6 +222,22 @@ impl Job {
     /// The request as its origin sees it.
     fn sent(&self) -> SentRequest<'_> {
         self.sender.sent(&self.rule, &self.fields, &self.request)
+    }
+
+    /// Decides what to do with a response, by the verdict of the peer that it comes from, if any.
+    fn judge(
+        &self,
+        upstream: &mut UpstreamResponse,
+        verdict: Option<HopVerdict>,
+        sequence: PurgeSequence,
+    ) -> Disposition {
+        match verdict {
+            // A purge covers it: it must not become fresh here.
+            Some(HopVerdict::Purged) => {
+                Disposition::Pass { reason: Reason::SoftPurged, remember: None }
+            }
+            _ => self.decide_disposition(&mut upstream.response, upstream.times, sequence),
+        }
     }
 
     /// Whether a response is all that its client needs: the owner has stored it and coded it for this client, it is
