@@ -465,7 +465,7 @@ pub(super) fn table(option: &str, value: &DeValue<'_>) -> Remedy {
     Some(format!("write {name}.{inner} = {found}"))
 }
 
-/// What to write instead of an option that its table does not have: the option with another server's name, an
+/// The remedy for an option that its table does not have: the option with another server's name, an
 /// option of the table with nearly this name (`near`), or another table.
 pub(super) fn unknown_option(name: &str, near: Option<&str>, known: &BTreeSet<String>) -> Remedy {
     if let Some((_, option)) = FOREIGN.iter().find(|(foreign, _)| *foreign == name) {

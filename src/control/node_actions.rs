@@ -26,7 +26,7 @@ pub(crate) struct OverviewQuery {
     pub top: usize,
 }
 
-/// What the configuration says of a tag.
+/// Whether the configuration sets a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConfiguredTag {
     /// A rule has it in `cache.tags`, so that responses are stored with it.
@@ -65,7 +65,7 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn site_of(&self, uri: &Uri) -> Option<String>;
     /// The rules of all sites, each as site and rule, in the order in which they are tried.
     fn rules(&self) -> Vec<(Arc<str>, Arc<str>)>;
-    /// What the configuration says of a tag.
+    /// Whether the configuration sets a tag.
     fn configured_tag(&self, tag: &str) -> ConfiguredTag;
     /// Requests a URL as a client would, and reads the whole response. Returns status and content;
     /// without `content_bytes_max` the content is discarded.

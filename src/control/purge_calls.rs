@@ -94,7 +94,7 @@ impl Admin {
     }
 
     /// One warning for each of the first [`TAG_WARNINGS_MAX`] tags that only clients see, or that no response had.
-    /// Which stored responses have a tag is not known before they are looked up.
+    /// The tags of a stored response are not known before it is looked up.
     fn tag_warnings(&self, scopes: &[PurgeScope]) -> Vec<String> {
         let warning = |scope: &PurgeScope| {
             let PurgeScope::Tag(tag) = scope else { return None };

@@ -108,7 +108,7 @@ labels! {
     Unchanged "unchanged";
     /// No origin; the last ones stay in use.
     Empty "empty";
-    /// Nothing that can be used; the last origins stay in use.
+    /// The source gave nothing that can be used; the last origins stay in use.
     Failed "failed";
 }
 

@@ -8,7 +8,7 @@ use std::{io, thread};
 use tokio::sync::oneshot;
 
 use super::Metrics;
-use crate::thread_priority;
+use crate::thread_priority::{self, Niceness};
 
 /// The format of a scrape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Scrapes {
     pub(crate) fn start(metrics: Arc<Metrics>) -> io::Result<Self> {
         let (scrapes, waiting) = mpsc::sync_channel::<Scrape>(WAITING_MAX);
         thread::Builder::new().name("scrapes".to_owned()).spawn(move || {
-            thread_priority::lower("writes the metrics");
+            thread_priority::lower(Niceness::Lowest, "writes the metrics");
             for Scrape { format, reply } in waiting {
                 let text = match format {
                     ScrapeFormat::Open => metrics.encode(),

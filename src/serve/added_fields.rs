@@ -103,7 +103,7 @@ impl<'a> CacheQuery<'a> {
     }
 }
 
-/// What [`SentRequest`] needs besides the fields, the rule and the id of a request. It shares the bytes of the request.
+/// The parts of a [`SentRequest`] besides the fields, the rule and the id of a request. It shares the bytes of the request.
 #[derive(Clone)]
 pub(super) struct Sender {
     plan: Rc<Plan>,

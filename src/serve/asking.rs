@@ -46,7 +46,7 @@ pub(super) struct HopPlan {
     then: AfterHop,
     /// With the scheme and authority of the client's request.
     uri: Uri,
-    /// That of the client's request.
+    /// The method of the client's request.
     method: Method,
     /// The client's fields after the gate, with those that tell of the client and of this hop.
     headers: HeaderMap,

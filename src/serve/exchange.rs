@@ -465,7 +465,7 @@ impl Job {
                 }
                 Freshened::ValidButUnstorable(once) => {
                     let store = &self.worker.store;
-                    // What the origin says to an authorized request holds for no other.
+                    // An origin's answer to an authorized request holds for no other request.
                     if !self.fields.contains_key(AUTHORIZATION) {
                         store.expire(stale);
                     }

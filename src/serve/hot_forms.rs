@@ -26,7 +26,7 @@ use crate::fields::FieldLines;
 use crate::labels::HotFormOutcome;
 use crate::metrics::{Metric, Recorder};
 use crate::store::{Record, Store, StoredForm, StoredHead};
-use crate::thread_priority;
+use crate::thread_priority::{self, Niceness};
 use crate::transform::{self, ContentFields, DecodeLimit, Level, RecodePlan, Recoding};
 
 /// How much the thread may do.
@@ -121,7 +121,7 @@ impl HotForms {
     }
 
     fn run(&self, background: &Handle) {
-        thread_priority::lower("codes hot forms");
+        thread_priority::lower(Niceness::Lowest, "codes hot forms");
         while let Some((form, settings)) = self.next() {
             let before = thread_cpu_time();
             let outcome = background.block_on(self.code(form, settings.content_bytes_max));

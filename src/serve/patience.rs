@@ -125,7 +125,7 @@ pub(super) async fn in_time<R>(
     }
 }
 
-/// What ends a wait between two looks.
+/// The end of a wait between two looks.
 enum WaitEvent<R> {
     /// The request has its response.
     Sent(R),

@@ -208,7 +208,7 @@ impl Store {
         }
     }
 
-    /// What [`Store::replace`] would store, for a single request.
+    /// The record that [`Store::replace`] would store, for a single request.
     pub(crate) fn updated_head(
         &self,
         head: &StoredHead,

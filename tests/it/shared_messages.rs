@@ -1,4 +1,4 @@
-//! What clients see of each other, at random: an origin answers with any directives, selecting fields and 304s, and
+//! Random messages that clients must not share: an origin answers with any directives, selecting fields and 304s, and
 //! no field or body of such a message may reach a request that it must not answer (RFC 9111 §3, §4.1, §4.3.4).
 //!
 //! Each message of the origin has a number, in a field and, in a 200, as its body: so a response tells which

@@ -81,7 +81,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
-    ("dns", &["clock", "metrics", "notices", "random"]),
+    // thread_priority: the threads that answer queries let requests go first.
+    ("dns", &["clock", "metrics", "notices", "random", "thread_priority"]),
     // labels: how a visitor's group was found is counted by serve.
     // rendezvous: splits of visitors keep them in their groups as a pool keeps them at its members.
     (

@@ -39,7 +39,7 @@ pub(super) fn socket_remedy(address: &Option<SocketAddr>, source: &io::Error) ->
     }
 }
 
-/// What is wrong with a certificate, and what to do.
+/// The fault of a certificate, and its remedy.
 pub(super) fn certificate_fault(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {

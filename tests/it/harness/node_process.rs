@@ -19,7 +19,7 @@ use super::{Origin, Request};
 /// The host that [`NodeProcess::get`] asks for.
 pub const HOST: &str = "fleet.test";
 
-/// What is configured of a node besides its ports, its data and its origin.
+/// The configuration of a node besides its ports, its data and its origin.
 #[derive(Default)]
 pub struct NodeText<'a> {
     /// Its name is `node-` and this number.
