@@ -320,6 +320,29 @@ fn geo_lookups_need_no_node() {
 }
 
 #[test]
+fn a_node_that_waits_for_redis_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let closed =
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let text = format!("[bus]\nredis = \"redis://{closed}\"\nstart_wait = \"1h\"\n{}", fixed("a"));
+    std::fs::write(folder.path().join("edge.toml"), text).expect("written");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_skerry"))
+        .args(["run", "--config", "edge.toml", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let told = lines.by_ref().map_while(Result::ok).find(|line| line.contains("bus.start_wait"));
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    let told = told.expect("a line");
+    assert!(told.contains("serves once") && told.contains("3600s"), "{told}");
+    assert!(told.contains(&closed.to_string()), "{told}");
+}
+
+#[test]
 fn a_demo_starts_where_its_ports_are_taken() {
     let demo = || {
         let folder = tempfile::tempdir().expect("a temporary folder");

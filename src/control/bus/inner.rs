@@ -2,6 +2,7 @@
 //! stream: put in force, make durable, send the receipt, queue the refresh.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -327,8 +328,18 @@ impl Inner {
     /// it has.
     pub(super) async fn catch_up(&self) -> bool {
         let mut caught_up = self.caught_up.subscribe();
-        let waiting = caught_up.wait_for(|is_caught_up| *is_caught_up);
-        let is_caught_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
+        let mut waiting = pin!(caught_up.wait_for(|is_caught_up| *is_caught_up));
+        let start_wait = self.settings.start_wait;
+        let announced_after = ANNOUNCED_AFTER.min(start_wait);
+        if tokio::time::timeout(announced_after, &mut waiting).await.is_ok() {
+            return true;
+        }
+        tracing::info!(
+            redis = self.redis_url(),
+            "purge bus: this node serves once it has read from Redis the purges that it missed, at the latest after {start_wait:?} (bus.start_wait)"
+        );
+        let rest = start_wait.saturating_sub(announced_after);
+        let is_caught_up = tokio::time::timeout(rest, waiting).await.is_ok();
         if !is_caught_up {
             tracing::error!(
                 redis = self.redis_url(),
@@ -556,5 +567,7 @@ impl Backoff {
     }
 }
 
+/// A wait at the start is logged from this length on.
+const ANNOUNCED_AFTER: Duration = Duration::from_secs(1);
 const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);
 const SILENCE_CHECK_MAX: Duration = Duration::from_secs(1);
