@@ -196,7 +196,7 @@ export const fleet = {
     at("fleet-tiles").replaceChildren(
       tile("nodes ready", `${whole(ready)} of ${whole(members.length)}`, "", ready < members.length),
       tile("regions", whole(regions.size)),
-      tile("nodes that miss purges", whole(late), newest === null ? "no purge bus" : `the newest is number ${whole(newest)}`, late > 0),
+      tile("nodes that miss purges", whole(late), newest === null ? "no purge known from the bus" : `the newest is number ${whole(newest)}`, late > 0),
       tile("configurations in use", whole(differ), differ > 1 ? "they should be the same" : "", differ > 1),
       tile("versions in use", whole(versions)),
     );
