@@ -1,7 +1,7 @@
-//! The clock: the only module that reads the time.
+//! The clock: the only module that reads the wall time.
 //!
 //! All other modules get a `Clock` or a time as an argument. A test moves the wall time with
-//! [`Clock::advance`] instead of sleeping. Timers are tokio's.
+//! [`Clock::advance`] instead of sleeping. Timers are tokio's, and what sets one may read tokio's `Instant`.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -46,7 +46,6 @@ impl Clock {
     }
 
     /// The monotonic time, for durations. [`Clock::advance`] does not move it.
-    #[allow(clippy::disallowed_methods, reason = "this module alone reads the time")]
     pub fn instant(&self) -> Instant {
         Instant::now()
     }
@@ -62,7 +61,6 @@ impl Clock {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "this module alone reads the time")]
 fn system_time() -> SystemTime {
     SystemTime::now()
 }
@@ -84,7 +82,7 @@ const ANCHOR_AGE_MAX: Duration = Duration::from_millis(100);
 /// Milliseconds since 1970-01-01T00:00:00Z; zero for times before it.
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, whole_ms)
 }
 
 /// The whole milliseconds of a duration, at most `u64::MAX`.

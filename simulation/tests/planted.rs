@@ -30,7 +30,10 @@ mix = { static = 37, page = 35, large = 8, slow = 10, private = 10, dynamic = 0,
 
 async fn run_with(bug: &str) -> RunRecord {
     // SAFETY: this binary has one test, which sets the variable while no other thread reads it.
-    unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
+    #[expect(unsafe_code, reason = "the node in this process reads the variable")]
+    unsafe {
+        std::env::set_var("SKERRY_PLANTED_BUG", bug);
+    }
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");
     // Purges only where the bug concerns them: they would remove stale responses otherwise.
     scenario.purges.per_s = match bug {

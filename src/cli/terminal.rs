@@ -57,7 +57,6 @@ pub(super) fn size() -> (usize, usize) {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "no request waits for this thread")]
 fn sleep(time: Duration) {
     std::thread::sleep(time);
 }

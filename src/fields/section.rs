@@ -10,8 +10,8 @@ use super::{Fields, Known, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push
 /// [`HeaderMap`] it takes 104 and its value. Values returned from it share its allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct FieldSection {
-    /// Which known fields there are, in two bytes, then the lines; nothing if there is none. Only
-    /// ever made by [`FieldSection::of`], of values that are ones.
+    /// The set of known fields in two bytes, then the lines. Empty if there are no lines. Made by
+    /// [`FieldSection::of`] only, from values that are valid.
     block: Bytes,
 }
 
@@ -40,7 +40,7 @@ impl FieldSection {
         map
     }
 
-    /// Bytes of memory that it holds, in addition to the struct itself.
+    /// Bytes of memory that the section holds, in addition to the struct itself.
     pub(crate) fn weight(&self) -> usize {
         if self.block.is_empty() { 0 } else { self.block.len() + SHARED_BYTES }
     }
@@ -89,7 +89,7 @@ impl FieldSection {
         Walk { rest: self.block.get(KNOWN_BYTES..).unwrap_or_default() }
     }
 
-    #[allow(unsafe_code, reason = "checking each byte again costs a hit 100 ns and more")]
+    #[expect(unsafe_code, reason = "checking each byte again costs a hit 100 ns and more")]
     pub(super) fn field_value(&self, value: &[u8]) -> HeaderValue {
         let shared = self.block.slice_ref(value);
         // SAFETY: `value` is a line's value in this block. Blocks are made by `of` alone, which copies the

@@ -58,7 +58,7 @@ impl Authority {
     }
 
     /// As text, such as `example.org`, `example.org:8080` or `[2001:db8::1]:8080`.
-    #[allow(unsafe_code, reason = "each request asks for it several times")]
+    #[expect(unsafe_code, reason = "each request asks for it several times")]
     pub(crate) fn as_str(&self) -> &str {
         match &self.source {
             // SAFETY: all values come from `normalise`, which returns only ASCII.

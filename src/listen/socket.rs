@@ -54,7 +54,7 @@ impl ClientSocket for TlsStream<TcpStream> {
     }
 }
 
-#[allow(unsafe_code, reason = "no crate in use offers SIOCOUTQ")]
+#[expect(unsafe_code, reason = "no crate in use offers SIOCOUTQ")]
 fn send_queue(socket: RawFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the call writes one int through the pointer, and fails on a descriptor that is not a socket.

@@ -181,7 +181,6 @@ fn kill_again_and_again(kills: u64) {
     assert!(hits * 100 >= expected * 95, "{hits} of {expected}");
 }
 
-#[allow(clippy::disallowed_methods, reason = "a moment that nobody chose is not a state")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
 }

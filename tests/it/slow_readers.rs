@@ -250,7 +250,6 @@ fn a_slow_client_gets_its_last_answer_and_its_refusal_whole() {
 }
 
 /// A closed connection that has been taken by its client is dropped after two seconds.
-#[allow(clippy::disallowed_methods, reason = "a client that is slow by nature")]
 fn outlast_the_linger() {
     std::thread::sleep(Duration::from_secs(4));
 }

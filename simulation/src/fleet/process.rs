@@ -42,7 +42,10 @@ impl Process {
         };
         // SAFETY: between fork and exec `die_with_parent` makes two system calls and allocates nothing
         // unless the parent has died, in which case the child exits.
-        unsafe { command.pre_exec(die_with_parent) };
+        #[expect(unsafe_code, reason = "the standard library has no safe way to act before exec")]
+        unsafe {
+            command.pre_exec(die_with_parent)
+        };
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let raw = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let pid = raw.context("the new process has no id")?;

@@ -189,7 +189,7 @@ fn set_asterisk_target(request: &mut Request<()>) {
     *request.uri_mut() = Uri::from_parts(parts).expect("a URL has all three parts");
 }
 
-#[allow(unsafe_code, reason = "httparse has checked each byte")]
+#[expect(unsafe_code, reason = "httparse has checked each byte")]
 fn field_value(parsed: Bytes) -> HeaderValue {
     debug_assert!(HeaderValue::from_bytes(&parsed).is_ok(), "{parsed:?}");
     // SAFETY: httparse accepts the same bytes in a value as `HeaderValue`: tab, and from space on all but
@@ -197,7 +197,7 @@ fn field_value(parsed: Bytes) -> HeaderValue {
     unsafe { HeaderValue::from_maybe_shared_unchecked(parsed) }
 }
 
-/// What the request's fields say to this hop.
+/// The parts of the request's fields that are for this hop.
 #[derive(Default)]
 struct HopOptions {
     keep_alive: bool,

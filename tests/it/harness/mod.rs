@@ -35,10 +35,6 @@ pub use region::{Region, held_origin};
 /// # Panics
 /// The condition does not hold within 30 s.
 #[track_caller]
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a pause between two polls, not an assumption about order"
-)]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..3000 {
         if holds() {
