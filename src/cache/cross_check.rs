@@ -1,5 +1,5 @@
-//! Checks a response with the crate http-cache-semantics, as a second opinion, when it is stored or
-//! validated: may it be stored, and how long is it fresh. Never runs on a hit.
+//! A cross-check with the crate http-cache-semantics when a response is stored or validated: whether it may be
+//! stored, and for how long it is fresh. Never runs on a hit.
 //!
 //! The crate gets canonical fields only, because it compares directive names with case, splits quoted
 //! strings, reads only IMF-fixdate and rejects repeated fields. The rules of [`super::storing`] apply
@@ -18,16 +18,16 @@ use super::storing::UpstreamExchange;
 use super::targeted::Addressed;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
-/// The result of http-cache-semantics.
+/// The result of the cross-check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CrateVerdict {
-    /// Whether it may be stored.
+    /// Whether the response may be stored.
     pub storable: bool,
-    /// Its freshness lifetime, without subtracting its age.
+    /// The freshness lifetime, without subtracting the age.
     pub lifetime: Duration,
 }
 
-/// Evaluates a response that the rules of this crate accept.
+/// Evaluates a response that the rules of [`super::storing`] accept.
 pub(super) fn evaluate(exchange: &UpstreamExchange<'_>, addressed: &Addressed) -> CrateVerdict {
     let request = Canonical::request(exchange);
     let response = Canonical::response(exchange, addressed);

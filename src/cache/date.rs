@@ -1,9 +1,9 @@
 //! HTTP-date (RFC 9110 §5.6.7), read in all three forms that a recipient must accept.
 //!
-//! Strict in form: a date that is not one means "already expired" (RFC 9111 §5.3). The case of
-//! letters does not count (RFC 9111 §4.2), and the weekday may be wrong, since nothing depends
-//! on it. httpdate, which writes ours, refuses both, and with a wrong weekday two-digit years of
-//! the other century.
+//! The form is strict: an invalid date means "already expired" (RFC 9111 §5.3). The case of letters does not
+//! count (RFC 9111 §4.2), and the weekday may be wrong, because nothing depends on it. The crate httpdate, which
+//! writes the node's own dates, refuses both. It also refuses a two-digit year whose weekday fits only the other
+//! century.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
-//! The guard against web cache deception: a path that looks like a file, answered with what a
-//! person sees (`/account/x.css` that is the account's page), is not stored.
+//! The guard against web cache deception: a response is not stored if its path looks like a file and its type is
+//! another one, such as `/account/x.css` that is the HTML of an account's page.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
@@ -28,7 +28,7 @@ fn extension(url: &str) -> Option<&str> {
     Some(extension)
 }
 
-/// The beginnings of types that go with an extension; `None` for one that promises nothing.
+/// The beginnings of the types that go with an extension. `None` if any type goes with it.
 fn expected_types(extension: &str) -> Option<&'static [&'static str]> {
     let row = TABLE.iter().find(|(extensions, _)| {
         extensions.iter().any(|known| known.eq_ignore_ascii_case(extension))
@@ -38,7 +38,7 @@ fn expected_types(extension: &str) -> Option<&'static [&'static str]> {
 
 type Row = (&'static [&'static str], &'static [&'static str]);
 
-/// Extensions that caches are told to keep for long, and what they promise.
+/// Extensions that caches are often told to keep for long, and the types that go with them.
 const TABLE: [Row; 8] = [
     (&["css"], &["text/css"]),
     (
@@ -70,7 +70,7 @@ const TABLE: [Row; 8] = [
     (&["pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx"], &["application/"]),
 ];
 
-/// Types that say nothing of the content.
+/// Types that do not describe the content.
 const UNTYPED: [&str; 2] = ["application/octet-stream", "binary/octet-stream"];
 
 #[cfg(test)]

@@ -430,7 +430,6 @@ mod tests {
 
     #[test]
     #[ignore = "a measurement: cargo test --release --lib decide_costs -- --ignored --nocapture"]
-    #[allow(clippy::disallowed_methods, reason = "it measures")]
     fn decide_costs() {
         let stored = stored(&[("cache-control", "max-age=3600"), ("etag", "\"a\"")]);
         let mut headers = HeaderMap::new();

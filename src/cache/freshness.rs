@@ -20,7 +20,7 @@ pub(crate) struct Lifetime {
     pub source: LifetimeSource,
 }
 
-/// What a freshness lifetime comes from (RFC 9111 §4.2.1).
+/// The source of a freshness lifetime (RFC 9111 §4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LifetimeSource {
     /// The fixed lifetime of the configured rule.
@@ -36,7 +36,7 @@ pub(crate) enum LifetimeSource {
     /// A share of the time since `Last-Modified` (RFC 9111 §4.2.2).
     Heuristic,
     /// No source gives a lifetime: the response is never fresh.
-    Nobody,
+    Missing,
 }
 
 impl LifetimeSource {
@@ -49,7 +49,7 @@ impl LifetimeSource {
             Self::Expires => "expires",
             Self::Status => "status",
             Self::Heuristic => "heuristic",
-            Self::Nobody => "nobody",
+            Self::Missing => "none",
         }
     }
 
@@ -62,9 +62,9 @@ impl LifetimeSource {
 /// The inputs from which the freshness lifetime of a response is computed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LifetimeInput<'a> {
-    /// Its status.
+    /// The status of the response.
     pub status: StatusCode,
-    /// Its fields.
+    /// The fields of the response.
     pub headers: &'a HeaderMap,
     /// The directives that apply to it.
     pub directives: &'a ResponseDirectives,
@@ -84,7 +84,7 @@ pub(crate) fn lifetime(response: &LifetimeInput<'_>, lifetimes: &Lifetimes) -> L
             let allows_heuristic = directives.public || is_heuristically_cacheable(status);
             allows_heuristic.then(|| heuristic(headers, response_time, lifetimes)).flatten()
         })
-        .unwrap_or(Lifetime { lasts: Duration::ZERO, source: LifetimeSource::Nobody });
+        .unwrap_or(Lifetime { lasts: Duration::ZERO, source: LifetimeSource::Missing });
     Lifetime { lasts: found.lasts.min(lifetimes.lifetime_max), ..found }
 }
 
@@ -238,7 +238,7 @@ mod tests {
         check(&[(&CACHE_CONTROL, "max-age=9"), (&EXPIRES, "0")], 9, LifetimeSource::MaxAge);
         check(&[(&CACHE_CONTROL, "max-age=0"), (&EXPIRES, &future)], 0, LifetimeSource::MaxAge);
         check(&[(&EXPIRES, &future)], 500, LifetimeSource::Expires);
-        check(&[], 0, LifetimeSource::Nobody);
+        check(&[], 0, LifetimeSource::Missing);
     }
 
     #[test]
@@ -268,12 +268,12 @@ mod tests {
         let fields: &[_] = &[(&LAST_MODIFIED, modified.as_str())];
         check(fields, 100, LifetimeSource::Heuristic);
         check(&[(&LAST_MODIFIED, &ancient)], 86_400, LifetimeSource::Heuristic);
-        check(&[(&LAST_MODIFIED, &date(1000))], 0, LifetimeSource::Nobody);
+        check(&[(&LAST_MODIFIED, &date(1000))], 0, LifetimeSource::Missing);
         for code in [203, 204, 300, 301, 308, 404, 405, 410, 414, 501] {
             check_status(code, fields, 100, LifetimeSource::Heuristic);
         }
         for code in [201, 202, 302, 403, 502, 503, 504, 599] {
-            check_status(code, fields, 0, LifetimeSource::Nobody);
+            check_status(code, fields, 0, LifetimeSource::Missing);
         }
         let public: &[_] = &[(&LAST_MODIFIED, modified.as_str()), (&CACHE_CONTROL, "public")];
         check_status(599, public, 100, LifetimeSource::Heuristic);

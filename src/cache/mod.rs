@@ -9,6 +9,7 @@
 //! unsafe methods; [`status`] writes `Cache-Status`.
 
 pub(crate) mod conditional;
+mod cross_check;
 pub(crate) mod date;
 pub(crate) mod deception;
 pub(crate) mod decide;
@@ -19,7 +20,6 @@ pub(crate) mod freshness;
 pub(crate) mod invalidate;
 pub(crate) mod key;
 mod packed;
-mod policy;
 pub(crate) mod purge;
 pub(crate) mod range;
 pub(crate) mod search;
@@ -31,6 +31,7 @@ pub(crate) mod storing;
 pub(crate) mod tags;
 pub(crate) mod targeted;
 pub(crate) mod update;
+mod url;
 pub(crate) mod vary;
 
 pub(crate) use crate::labels::Coding;

@@ -1,4 +1,4 @@
-//! What a stored response is packed in: there may be millions of them in memory.
+//! Small types for the parts of a stored response, of which memory may hold millions.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -7,7 +7,7 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-/// A time span in eight bytes, or a time since 1970. Beyond 584 years it is that.
+/// A time span, or a time since 1970, in eight bytes. At most 584 years: a longer span is cut to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nanoseconds(u64);
 
@@ -40,7 +40,7 @@ impl From<SystemTime> for Nanoseconds {
     }
 }
 
-/// A time span in four bytes. A part of a second counts as one; beyond 136 years it is that.
+/// A time span in four bytes, rounded up to whole seconds. At most 136 years: a longer span is cut to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seconds(u32);
 
@@ -58,11 +58,11 @@ impl From<Duration> for Seconds {
     }
 }
 
-/// The name of a site, once in memory for all that is stored of it.
+/// The name of a site. All stored responses of the site share one copy in memory.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SiteName(Arc<Text>);
 
-/// Behind one thin pointer.
+/// The text behind one thin pointer.
 #[derive(PartialEq, Eq, Hash)]
 struct Text(Box<str>);
 
@@ -102,7 +102,7 @@ impl fmt::Debug for SiteName {
     }
 }
 
-/// The bytes that are stored of a body, behind one thin pointer: few have such a list.
+/// The stored ranges of a body, behind one thin pointer: few responses have such a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredParts(Box<[Range<u64>]>);
 
@@ -145,7 +145,7 @@ impl FromIterator<u64> for TagHashes {
     }
 }
 
-/// Names of sites kept for good, whatever is configured over time; one beyond is not shared.
+/// The maximum number of shared names, which are never freed. Each response has its own copy of a name beyond it.
 const SITES_MAX: usize = 1 << 16;
 
 #[cfg(test)]

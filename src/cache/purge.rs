@@ -11,11 +11,11 @@ pub(crate) struct PurgeSequence(pub u64);
 pub(crate) enum PurgeKind {
     /// As `Soft`, because purges of them may have been missed: the bus was silent, or the log is new.
     Missed,
-    /// They become stale: they may be validated, and served where a stale response is allowed.
+    /// The responses become stale: they may be validated, and served where a stale response is allowed.
     Soft,
     /// As `Hard`, because of a request with an unsafe method (RFC 9111 §4.4).
     Invalidated,
-    /// They must not be used any more.
+    /// The responses must not be used any more.
     Hard,
 }
 
@@ -51,9 +51,8 @@ pub(crate) enum PurgeScope {
     Tag(Box<str>),
 }
 
-/// Among the tags of a record: it was stored by a rule of `No-Vary-Search`, and answers other
-/// URLs of its path than its own. A purge of any URL of the path covers it. A tag whose hash is
-/// this would make it be purged too often: one in 10^19.
+/// The mark, among the tags of a record, of a response with `No-Vary-Search`: it answers other URLs of its path, too, so
+/// that a purge of any URL of the path covers it. A response with a tag of this hash, one in 10^19, is purged too often.
 pub(crate) const ALIASED: u64 = u64::MAX;
 
 /// The facts of a stored response that purges are matched against.

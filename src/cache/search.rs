@@ -1,18 +1,18 @@
-//! `No-Vary-Search` (draft-ietf-httpbis-no-vary-search): which differences of the query do not
-//! matter to a response.
+//! `No-Vary-Search` (draft-ietf-httpbis-no-vary-search): a response names parts of the query that it does not depend
+//! on.
 //!
-//! A response that says so is stored under the query as it then counts, and answers each URL that
-//! comes to the same: by its own word, not by what another response of the path said. What a
-//! path's responses say is remembered beside them, so that a lookup knows where to look:
+//! Such a response is stored under the canonical query, without those parts, and answers each URL with the same
+//! canonical query. The response's own field decides, not that of another response of the path. The latest field of a
+//! path is stored beside the responses, so that a lookup knows the key:
 //!
 //! ```text
-//! https://e.org/p?a=1                     the response to /p?utm=x&a=1 that says params=("utm")
-//! https://e.org/p\n(no-vary-search)       what it said: a record without content
+//! https://e.org/p?a=1                     the response to /p?utm=x&a=1 with No-Vary-Search: params=("utm")
+//! https://e.org/p\n(no-vary-search)       its field: a record without content
 //! ```
 //!
-//! The second is a hint. Without it a URL is looked for as it is, and asked of upstream at worst. A
-//! node that does not know the rule, or not any more, can't tell which stored response a purge of
-//! one URL is about: so it covers all of that path that were stored by a rule ([`ALIASED`]).
+//! The second record is a hint. Without it, a lookup uses the URL as it is, and the request is forwarded at worst.
+//! The purge of one URL covers all responses of its path that have the field ([`ALIASED`]), because a node that has
+//! lost the hint does not know which of them the URL belongs to.
 
 use http::{HeaderMap, HeaderName, StatusCode};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
@@ -26,16 +26,16 @@ use super::stored::StoredResponse;
 /// The field's name.
 pub(crate) const NO_VARY_SEARCH: HeaderName = HeaderName::from_static("no-vary-search");
 
-/// What of a query does not count.
+/// The parts of a query that do not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NoVarySearch {
     /// Whether the order of parameters does not count.
     pub any_order: bool,
-    /// Which parameters do not count.
+    /// The parameters that do not count.
     pub ignored: Ignored,
 }
 
-/// Parameters that do not count.
+/// Parameters that a response does not depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ignored {
     /// These.
@@ -51,7 +51,7 @@ impl Default for Ignored {
 }
 
 impl NoVarySearch {
-    /// What a response says; `None` when it says nothing, or nothing valid: then all counts.
+    /// The rule of a response. `None` if it states none, or none that is valid: then every part of the query counts.
     pub(crate) fn of(headers: &impl Fields) -> Option<Self> {
         let lines: Vec<&[u8]> = headers.lines(&NO_VARY_SEARCH).collect();
         if lines.is_empty() {
@@ -80,8 +80,8 @@ impl NoVarySearch {
         (found != Self::default()).then_some(found)
     }
 
-    /// The query as it counts, without `?`. Two queries with one canonical form are answered by
-    /// one response; of two that are written differently and mean the same, that is not said.
+    /// The canonical query, without `?`. One response answers all queries with the same canonical query. Two queries
+    /// that mean the same may differ in it, because parameters are kept as they are written.
     pub(crate) fn canonical(&self, query: &str) -> String {
         let mut kept: Vec<&str> = query
             .split('&')
@@ -93,7 +93,7 @@ impl NoVarySearch {
         kept.join("&")
     }
 
-    /// Where a response that says this is stored, if it came for `exact`.
+    /// The key under which a response with this field is stored. `exact`: the key of its request.
     pub(crate) fn key(&self, exact: &CacheKey) -> CacheKey {
         let (path, query, parts) = pieces(exact);
         let Some(query) = query else { return exact.clone() };
@@ -110,16 +110,16 @@ impl NoVarySearch {
     }
 }
 
-/// Where is remembered what the responses of a path say; `None` for a URL without a query, which
-/// counts as it is.
+/// The key of the record with the latest `No-Vary-Search` of a path. `None` for a URL without a query, which the
+/// field does not change.
 pub(crate) fn rule_key(exact: &CacheKey) -> Option<CacheKey> {
     let (path, query, parts) = pieces(exact);
     query?;
-    // No field has such a name: no other key looks like this.
+    // No field has such a name, so that no other key has this text.
     Some(CacheKey::new(format!("{path}\n(no-vary-search){parts}")))
 }
 
-/// What is remembered of a response that was stored by a rule.
+/// The record with the `No-Vary-Search` of a stored response, to be stored beside it. `None` if it has no such field.
 pub(crate) fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
     if !stored.is_aliased() {
         return None;
@@ -143,7 +143,8 @@ pub(crate) fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
     })
 }
 
-/// Where to look for an answer to `exact`, by what is remembered of its path.
+/// The key under which a response to a request with the key `exact` may be stored. `remembered`: the record of
+/// [`rule_key`].
 pub(crate) fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> CacheKey {
     match NoVarySearch::of(&remembered.headers) {
         Some(rule) => rule.key(exact),
@@ -151,7 +152,7 @@ pub(crate) fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> Cache
     }
 }
 
-/// Whether a stored response answers `exact`, by its own word.
+/// Whether a stored response answers a request with the key `exact`, by its own `No-Vary-Search`.
 pub(crate) fn answers(stored: &StoredResponse, exact: &CacheKey) -> bool {
     if stored.key == exact.text {
         return true;
@@ -160,15 +161,15 @@ pub(crate) fn answers(stored: &StoredResponse, exact: &CacheKey) -> bool {
     rule.is_some_and(|rule| rule.key(exact).text == stored.key)
 }
 
-/// Whether an update says something else than what `stored` was stored by: then it is of no use
-/// for it, for it stands where the old rule put it.
+/// Whether an update has another `No-Vary-Search` than `stored`. It cannot be applied then, because the key of
+/// `stored` follows from its own field.
 pub(super) fn contradicts(stored: &StoredResponse, update: &HeaderMap) -> bool {
     stored.is_aliased()
         && update.contains_key(NO_VARY_SEARCH)
         && NoVarySearch::of(update) != NoVarySearch::of(&stored.headers)
 }
 
-/// A key's URL up to the query, the query, and the parts behind, which begin with their line feed.
+/// The parts of a key: the URL up to the query, the query, and all after the URL, which begins with a line feed.
 fn pieces(key: &CacheKey) -> (&str, Option<&str>, &str) {
     let end = key.text.find('\n').unwrap_or(key.text.len());
     let (url, parts) = key.text.split_at(end);
@@ -256,7 +257,7 @@ mod tests {
         }
     }
 
-    /// What is stored of a response for this URL, where rules are followed.
+    /// A stored response for this URL, in a cache that follows rules.
     fn stored(url: &str, field: &str) -> StoredResponse {
         let settings = Settings { no_vary_search: true, ..Settings::default() };
         let key = CacheKey::new(url);

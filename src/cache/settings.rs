@@ -1,7 +1,6 @@
-//! What an operator may choose about caching, a rule at a time.
+//! The choices of an operator about caching, for each rule.
 //!
-//! Everything here has an answer by the book as its default. What a choice gives up of
-//! RFC 9111 is said at the choice.
+//! The defaults follow RFC 9111. A choice that departs from it says so.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -15,36 +14,36 @@ use super::range::RangeLimits;
 pub(crate) struct Settings {
     /// `false`: nothing is looked up and nothing is stored.
     pub enabled: bool,
-    /// What makes two requests ask for the same thing.
+    /// The parts of a request that identify the requested resource.
     pub key: KeyPolicy,
-    /// How long a response may be reused.
+    /// The time for which a response may be reused.
     pub lifetimes: Lifetimes,
-    /// When a stale response may be served.
+    /// The conditions under which a stale response may be served.
     pub stale: StalePolicy,
-    /// Which directives of strangers' requests count.
+    /// The request directives that count.
     pub honoured: Honoured,
-    /// What becomes of a response that sets a cookie.
+    /// The treatment of a response that sets a cookie.
     pub set_cookie: SetCookie,
-    /// The targeted fields that speak to us, first present and valid one wins (RFC 9213 §2.2).
+    /// The targeted fields for this cache. The first one that is present and valid applies (RFC 9213 §2.2).
     pub targeted: Vec<TargetedField>,
-    /// Requests that are never answered from the cache, and whose answers are not stored.
+    /// Requests that are never answered from the cache, and whose responses are not stored.
     pub bypass: Bypass,
-    /// How many variants one key may have. At the limit the oldest is forgotten.
+    /// The maximum number of variants of one key. At the limit the oldest is dropped.
     pub variants_max: usize,
-    /// Whether a request whose most wanted language is a stored variant's `Content-Language`
-    /// gets that variant, when its own fields have none.
+    /// Whether a request without a variant of its own gets the variant whose `Content-Language` is the language that the
+    /// request prefers.
     pub select_language: bool,
     /// Whether `No-Vary-Search` of responses is followed.
     pub no_vary_search: bool,
-    /// Whether a response is refused whose type does not go with its path's extension
-    /// (`/account/x.css` that is HTML).
+    /// Whether a response is not stored if its type does not go with the extension of its path (`/account/x.css` that is
+    /// HTML).
     pub deception_guard: bool,
-    /// No stored response is used when it is older; the purge table keeps its entries as long.
+    /// The age from which a stored response is not used any more. The purge table keeps its entries for this time.
     pub object_age_max: Duration,
-    /// For how long a key is remembered whose response could not be stored, so that requests
-    /// for it do not wait for each other.
+    /// The time for which a key is remembered whose response could not be stored (hit-for-miss), so that requests for it
+    /// do not wait for each other.
     pub pass_memory: Duration,
-    /// Limits on what one request may ask for in ranges.
+    /// Limits on the ranges of one request.
     pub ranges: RangeLimits,
     /// Whether `Cache-Status` shows the key.
     pub show_key: bool,
@@ -79,12 +78,12 @@ impl Default for Settings {
     }
 }
 
-/// Which parts of a request are in its key, besides scheme, authority and path.
+/// The parts of a request that are in its key, besides scheme, authority and path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyPolicy {
-    /// Which query parameters count.
+    /// The query parameters that are in the key.
     pub query: QueryPolicy,
-    /// Whether the parameters that count are put in order, so that `?a&b` is `?b&a`.
+    /// Whether the parameters are sorted, so that `?a&b` and `?b&a` have one key.
     pub sort_query: bool,
     /// Request fields whose values are part of the key.
     pub headers: Vec<HeaderName>,
@@ -92,10 +91,10 @@ pub(crate) struct KeyPolicy {
     pub cookies: Vec<Box<str>>,
 }
 
-/// Which query parameters are part of the key. A name may end in `*`.
+/// The query parameters that are part of the key. A name may end in `*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum QueryPolicy {
-    /// All of them, as they came.
+    /// All of them, as received.
     #[default]
     All,
     /// None of them.
@@ -106,23 +105,22 @@ pub(crate) enum QueryPolicy {
     Except(Vec<Box<str>>),
 }
 
-/// How long a response may be reused (RFC 9111 §4.2).
+/// The time for which a response may be reused (RFC 9111 §4.2).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Lifetimes {
-    /// Whether the origin's own words on freshness count. `private`, `no-store` and `no-cache`
-    /// count in any case.
+    /// Whether the lifetime that the origin states applies. Its `private`, `no-store` and `no-cache` apply in any case.
     pub respect_origin: bool,
-    /// This lifetime whatever the origin says, for the statuses that may be cached without
-    /// explicit freshness (RFC 9110 §15.1).
+    /// The lifetime of all responses, in place of the origin's, with a status that may be cached without explicit
+    /// freshness (RFC 9110 §15.1).
     pub fixed: Option<Duration>,
-    /// The lifetime of these statuses when the origin gives none; first match wins.
+    /// The lifetime of these statuses if the origin states none. The first match applies.
     pub by_status: Vec<(RangeInclusive<u16>, Duration)>,
     /// The share of the time since `Last-Modified` for which a response without explicit
     /// freshness counts as fresh, 0 to 1 (RFC 9111 §4.2.2).
     pub heuristic_fraction: f64,
-    /// The longest lifetime that may be guessed.
+    /// The longest heuristic lifetime.
     pub heuristic_max: Duration,
-    /// The longest lifetime at all.
+    /// The longest lifetime from any source.
     pub lifetime_max: Duration,
 }
 
@@ -140,7 +138,7 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// The configured lifetime of `status` when the origin gives none.
+    /// The configured lifetime of `status` if the origin states none.
     pub(crate) fn of_status(&self, status: StatusCode) -> Option<Duration> {
         let code = status.as_u16();
         self.by_status
@@ -150,43 +148,43 @@ impl Lifetimes {
     }
 }
 
-/// When a stale response may be served (RFC 9111 §4.2.4, RFC 5861). What an origin says in
-/// its own `stale-…` directive wins, and what it forbids stays forbidden.
+/// The conditions under which a stale response may be served (RFC 9111 §4.2.4, RFC 5861). The origin's own `stale-…`
+/// directives take precedence, and its prohibitions, such as `must-revalidate`, apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StalePolicy {
-    /// `stale-while-revalidate` of responses that do not say.
+    /// `stale-while-revalidate` of responses without this directive.
     pub while_revalidate: Duration,
-    /// `stale-if-error` of responses that do not say.
+    /// `stale-if-error` of responses without this directive.
     pub if_error: Duration,
-    /// After this time without an answer from upstream, a stale response that an error would
-    /// permit is served while the fetch goes on. `None`: never.
+    /// The time to wait for upstream before a stale response is served that an error would permit; the fetch goes on.
+    /// `None`: no limit.
     pub soft_deadline: Option<Duration>,
-    /// Whether `s-maxage` leaves standing a `stale-while-revalidate` or `stale-if-error` that
-    /// the same response carries. RFC 9111 §5.2.2.10 says no; many origins mean yes.
+    /// Whether `stale-while-revalidate` and `stale-if-error` of a response apply despite its `s-maxage`. RFC 9111
+    /// §5.2.2.10 forbids it, and many origins expect it.
     pub despite_s_maxage: bool,
 }
 
-/// Which directives of requests count. RFC 9111 §5.2.1 leaves it to the cache.
+/// The request directives that count. RFC 9111 §5.2.1 leaves it to the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Honoured {
     /// `no-store`: neither looked up nor stored.
     pub no_store: bool,
-    /// `no-cache`, and `Pragma: no-cache` without `Cache-Control`: validate first.
+    /// `no-cache`, and `Pragma: no-cache` without `Cache-Control`: validates the stored response first.
     pub no_cache: bool,
-    /// `max-age`: validate what is older.
+    /// `max-age`: validates a stored response that is older.
     pub max_age: bool,
-    /// `min-fresh`: validate what is not fresh for so long yet.
+    /// `min-fresh`: validates a stored response that does not stay fresh for that time.
     pub min_fresh: bool,
-    /// `max-stale`: serve what is stale by at most so much.
+    /// `max-stale`: accepts a response that is stale by at most that time.
     pub max_stale: bool,
-    /// `only-if-cached`: 504 rather than going upstream.
+    /// `only-if-cached`: answers 504 instead of forwarding.
     pub only_if_cached: bool,
     /// `stale-if-error` (RFC 5861 §4): the client's own limit.
     pub stale_if_error: bool,
 }
 
 impl Honoured {
-    /// Requests have no say.
+    /// No directive counts.
     pub(crate) const NONE: Self = Self {
         no_store: false,
         no_cache: false,
@@ -196,7 +194,7 @@ impl Honoured {
         only_if_cached: false,
         stale_if_error: false,
     };
-    /// All of them count.
+    /// All directives count.
     pub(crate) const ALL: Self = Self {
         no_store: true,
         no_cache: true,
@@ -214,25 +212,25 @@ impl Default for Honoured {
     }
 }
 
-/// What becomes of a response with `Set-Cookie`.
+/// The treatment of a response with `Set-Cookie`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SetCookie {
-    /// It is passed on and not stored.
+    /// The response is passed on and not stored.
     #[default]
     Pass,
-    /// It is stored without `Set-Cookie`; the client that caused it gets the cookie.
+    /// The response is stored without `Set-Cookie`; the client that caused it gets the cookie.
     Strip,
-    /// It is stored with it, as RFC 9111 permits: every client gets that cookie.
+    /// The response is stored with the cookie, as RFC 9111 permits: every client gets it.
     Store,
 }
 
-/// A field that addresses caches like this one before `Cache-Control` (RFC 9213).
+/// A field for some caches only, which read it before `Cache-Control` (RFC 9213).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TargetedField {
     /// The field's name.
     pub name: HeaderName,
-    /// Whether it is a structured field, ignored in whole when it is not valid (RFC 9213 §2.1).
-    /// `Surrogate-Control` is not: it is read as `Cache-Control` is.
+    /// Whether it is a structured field, which is ignored if it is not valid (RFC 9213 §2.1). `Surrogate-Control` is none:
+    /// it is read like `Cache-Control`.
     pub structured: bool,
 }
 
@@ -242,18 +240,18 @@ impl TargetedField {
         Self { name, structured: true }
     }
 
-    /// A field of the time before RFC 9213, `Surrogate-Control` above all.
+    /// A field from before RFC 9213, such as `Surrogate-Control`.
     pub(crate) fn loose(name: HeaderName) -> Self {
         Self { name, structured: false }
     }
 }
 
-/// Requests that go past the cache.
+/// Requests that bypass the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bypass {
-    /// With a cookie of such a name; it may end in `*`.
+    /// Requests with a cookie of one of these names, which may end in `*`.
     pub cookies: Vec<Box<str>>,
-    /// With such a field.
+    /// Requests with one of these fields.
     pub headers: Vec<HeaderName>,
 }
 

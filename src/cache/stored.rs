@@ -26,9 +26,9 @@ pub(crate) struct StoredResponse {
     /// The fields to reuse, as received: repeats, order, bytes. Without hop-by-hop fields, `Age`, and
     /// fields that `no-cache="…"` and `private="…"` name.
     pub headers: FieldSection,
-    /// How long it may be reused. Computed when it is stored.
+    /// The time for which the response may be reused. Computed when it is stored.
     pub freshness: Freshness,
-    /// Hashes of its tags, see [`super::purge::tag_hash`].
+    /// The hashes of the response's tags, see [`super::purge::tag_hash`].
     pub tags: TagHashes,
     /// The purge-log position read **before** the upstream request was sent.
     pub stored_at_sequence: PurgeSequence,
@@ -84,7 +84,7 @@ impl Freshness {
         self.age_after(self.resident(now))
     }
 
-    /// Its age after this resident time.
+    /// The age of the response after this resident time.
     pub(crate) fn age_after(&self, resident: Duration) -> Duration {
         self.initial_age.span().saturating_add(resident)
     }
@@ -99,7 +99,7 @@ impl Freshness {
         self.ttl_at(self.age(now))
     }
 
-    /// Its `ttl` at this age.
+    /// The `ttl` of the response at this age.
     pub(crate) fn ttl_at(&self, age: Duration) -> i64 {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         seconds(self.lifetime.span()).saturating_sub(seconds(age))

@@ -1,7 +1,7 @@
 //! Whether a response may be stored, and as what (RFC 9111 §3).
 //!
 //! The rules of this module apply first. A response that they accept with an explicit lifetime is also
-//! checked with http-cache-semantics ([`super::policy`]); the stricter result applies.
+//! checked with http-cache-semantics ([`super::cross_check`]); the stricter result applies.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,14 +10,13 @@ use http::header::{
 };
 use http::{HeaderMap, Method, StatusCode, Version};
 
+use super::cross_check;
 use super::deception::is_deceptive;
 use super::decide::configured_bypass_reason;
 use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
 use super::fields::storable_fields;
 use super::freshness::{self, Lifetime, LifetimeInput, LifetimeSource};
-use super::invalidate::resolve;
 use super::key::CacheKey;
-use super::policy;
 use super::purge::{ALIASED, PurgeSequence};
 use super::range::ContentRange;
 use super::search::NoVarySearch;
@@ -26,6 +25,7 @@ use super::status::Reason;
 use super::stored::{Freshness, StoredResponse};
 use super::tags::tags;
 use super::targeted::{Addressed, addressed};
+use super::url::{origin_of, resolve};
 use super::vary::{Vary, variant_key};
 use crate::fields::Fields;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
@@ -84,11 +84,11 @@ pub(crate) enum StoreDecision {
 pub(crate) struct StoreEvaluation {
     /// The directives that apply, and the field that they come from.
     pub addressed: Addressed,
-    /// Its freshness lifetime, and where that comes from.
+    /// The freshness lifetime, and its source.
     pub lifetime: Lifetime,
-    /// Its age on arrival.
+    /// The age on arrival.
     pub initial_age: Duration,
-    /// Its selecting fields.
+    /// The selecting fields.
     pub vary: Vary,
     /// Why the response is not stored; `None` if it is.
     pub refusal: Option<Reason>,
@@ -156,7 +156,7 @@ fn evaluate_content(
 ) -> StoreEvaluation {
     let mut findings = find(exchange, settings, addressed);
     findings.refusal = refused_response(exchange, key, settings, &findings)
-        .or_else(|| refused_by_policy_crate(exchange, settings, &mut findings));
+        .or_else(|| refused_by_cross_check(exchange, settings, &mut findings));
     findings
 }
 
@@ -265,7 +265,7 @@ fn refused_response(
     }
     let heuristically_cacheable =
         freshness::is_heuristically_cacheable(exchange.status) || directives.public;
-    if findings.lifetime.source == LifetimeSource::Nobody && !heuristically_cacheable {
+    if findings.lifetime.source == LifetimeSource::Missing && !heuristically_cacheable {
         return Some(Reason::StatusUncacheable);
     }
     let freshness = freshness_of(exchange, findings, settings);
@@ -297,7 +297,7 @@ fn may_share_authorized(directives: &ResponseDirectives) -> bool {
 }
 
 /// Checks the response with http-cache-semantics, which may refuse it or shorten its lifetime.
-fn refused_by_policy_crate(
+fn refused_by_cross_check(
     exchange: &UpstreamExchange<'_>,
     settings: &Settings,
     findings: &mut StoreEvaluation,
@@ -306,7 +306,7 @@ fn refused_by_policy_crate(
         // http-cache-semantics does not know configured and heuristic lifetimes.
         return None;
     }
-    let verdict = policy::evaluate(exchange, &findings.addressed);
+    let verdict = cross_check::evaluate(exchange, &findings.addressed);
     let lasts = verdict.lifetime.min(settings.lifetimes.lifetime_max);
     findings.lifetime.lasts = findings.lifetime.lasts.min(lasts);
     (!verdict.storable).then_some(Reason::StatusUncacheable)
@@ -416,13 +416,6 @@ fn stored_response(
         version: exchange.version,
         form: None,
     }
-}
-
-/// The `scheme://authority` at the start of `url`.
-pub(super) fn origin_of(url: &str) -> &str {
-    let authority = url.find("://").map_or(0, |at| at + 3);
-    let end = url[authority..].find('/').map_or(url.len(), |at| authority + at);
-    &url[..end]
 }
 
 /// How long to remember the key as uncacheable: not at all if the request caused the refusal, or for

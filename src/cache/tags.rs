@@ -1,7 +1,7 @@
-//! The tags of a response: what purges by tag are matched against.
+//! The tags of a response, which purges by tag are matched against.
 //!
-//! `Surrogate-Key` (words), `Cache-Tag` (a comma list) and `Cache-Groups` (RFC 9875: a
-//! structured list of strings). All are kept as hashes.
+//! They come from `Surrogate-Key` (words), `Cache-Tag` (a list with commas) and `Cache-Groups` (RFC 9875: a
+//! structured list of strings), and are kept as hashes.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::{BareItem, List, ListEntry, Parser};
@@ -9,9 +9,9 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use super::packed::TagHashes;
 use super::purge::tag_hash;
 
-/// `Surrogate-Key`: tags parted by white space.
+/// `Surrogate-Key`: tags separated by white space.
 pub(crate) const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
-/// `Cache-Tag`: tags parted by commas.
+/// `Cache-Tag`: tags separated by commas.
 pub(crate) const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 /// `Cache-Groups` (RFC 9875 §2).
 pub(crate) const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");

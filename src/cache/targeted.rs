@@ -1,7 +1,7 @@
-//! Which field's directives speak to this cache (RFC 9213).
+//! Chooses the field whose directives are for this cache (RFC 9213).
 //!
-//! The first targeted field of the list that is present and valid replaces `Cache-Control` and
-//! `Expires` in whole; without one, `Cache-Control` it is.
+//! The first targeted field of the list that is present and valid replaces `Cache-Control` and `Expires`. Without
+//! such a field, these two apply.
 
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,16 +10,16 @@ use sfv::{BareItem, Dictionary, ListEntry, Parser};
 use super::directives::{DELTA_SECONDS_MAX, Members, ResponseDirectives, Seconds, combined};
 use super::settings::TargetedField;
 
-/// Response directives and where they come from.
+/// Response directives and the field that they come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addressed {
-    /// What is said.
+    /// The directives.
     pub directives: ResponseDirectives,
-    /// The targeted field that says it; `None` is `Cache-Control`.
+    /// The targeted field that has them. `None`: `Cache-Control`.
     pub by: Option<HeaderName>,
 }
 
-/// The directives of a response for a cache that listens to `list`.
+/// The directives of a response for a cache that reads the targeted fields of `list`.
 pub(crate) fn addressed(headers: &HeaderMap, list: &[TargetedField]) -> Addressed {
     // Comparing each name costs less than hashing those of the list, which most responses do not have.
     let is_present = |field: &&TargetedField| headers.keys().any(|name| *name == field.name);
@@ -36,8 +36,8 @@ pub(crate) fn addressed(headers: &HeaderMap, list: &[TargetedField]) -> Addresse
     Addressed { directives: ResponseDirectives::of(headers, &CACHE_CONTROL), by: None }
 }
 
-/// As a structured dictionary; `None` when absent, empty or invalid (RFC 9213 §2.1). A lifetime
-/// that is not an integer makes the field invalid: to guess would store what it may forbid.
+/// Reads the field as a structured dictionary. `None` if it is absent, empty or invalid (RFC 9213 §2.1). A lifetime
+/// that is not an integer makes the field invalid: a guess could store a response that the field forbids to store.
 fn structured(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
     let joined = combined(headers, name)?;
     let dictionary: Dictionary = Parser::new(&*joined).parse().ok()?;
@@ -69,7 +69,7 @@ fn seconds(value: i64) -> Seconds {
     }
 }
 
-/// `?0` says that a directive is not meant; `no-cache="a"` names fields as in `Cache-Control`.
+/// The value `?0` turns a directive off; `no-cache="a"` names fields as in `Cache-Control`.
 fn add_flag(found: &mut ResponseDirectives, name: &str, value: &BareItem) {
     match (name, value) {
         (_, BareItem::Boolean(false)) => {}
@@ -88,12 +88,12 @@ fn add_flag(found: &mut ResponseDirectives, name: &str, value: &BareItem) {
     }
 }
 
-/// This cache's name as a target in `Surrogate-Control`, and in the `Surrogate-Capability` that
-/// goes with requests to origins.
+/// The name of this cache as a target in `Surrogate-Control`, and in the `Surrogate-Capability` of requests to
+/// origins.
 pub(crate) const SURROGATE: &str = "skerry";
 
-/// `Surrogate-Control` in the grammar of `Cache-Control`; a directive with a target
-/// (`max-age=60;other-cdn`) is for that one.
+/// Reads `Surrogate-Control` in the grammar of `Cache-Control`. A directive with a target (`max-age=60;other-cdn`) is
+/// for that cache only.
 fn loose(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
     if !headers.contains_key(name) {
         return None;

@@ -12,8 +12,9 @@ use super::purge::{ALIASED, PurgeSequence};
 use super::search;
 use super::settings::{SetCookie, Settings};
 use super::stored::StoredResponse;
-use super::storing::{UpstreamExchange, content_length, examine, freshness_of, origin_of};
+use super::storing::{UpstreamExchange, content_length, examine, freshness_of};
 use super::tags::tags;
+use super::url::origin_of;
 use super::vary::Vary;
 use crate::fields::{FieldSection, Fields};
 

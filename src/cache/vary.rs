@@ -75,8 +75,7 @@ pub(crate) struct VarySet {
 pub(crate) struct Variant {
     /// The hash of its record.
     pub hash: KeyHash,
-    /// Its `Content-Language` in lower case, if that is a single tag and `Accept-Language` is a
-    /// selecting field.
+    /// The variant's `Content-Language` in lower case, if that is a single tag and `Accept-Language` is a selecting field.
     pub language: Option<Box<str>>,
     /// Hash of the canonical values of the other selecting fields.
     pub others: u64,
@@ -87,7 +86,7 @@ pub(crate) struct Variant {
 pub(crate) struct Candidate {
     /// The hash of its record.
     pub hash: KeyHash,
-    /// What the record must match.
+    /// The properties that a record must have.
     expected: Expected,
 }
 

@@ -14,10 +14,10 @@ use super::super::directives::{Members, RequestDirectives, ResponseDirectives, S
 use super::super::settings::{Honoured, Settings};
 use super::super::storing::{UpstreamExchange, examine};
 use super::super::{
-    CacheKey, UrlParts, date, fields, freshness, invalidate, policy, range, tags, targeted, vary,
+    CacheKey, UrlParts, cross_check, date, fields, freshness, range, tags, targeted, url, vary,
 };
 
-/// Where the two may differ, and by which clause. The function tells whether a case is of it.
+/// A clause of an RFC by which the two may differ, and whether a case is one of it.
 type Difference = (&'static str, fn(&Case) -> bool);
 const ALLOWED: [Difference; 12] = [
     ("RFC 9111 §5.2: directive names are compared without case", |case| {
@@ -231,7 +231,7 @@ proptest! {
             response_time: now(),
         };
         let lifetime = freshness::lifetime(&input, &settings.lifetimes);
-        let verdict = policy::evaluate(&exchange, &addressed);
+        let verdict = cross_check::evaluate(&exchange, &addressed);
         let (_, findings) = ours(&case);
         if findings.refusal.is_none() {
             prop_assert!(verdict.storable, "refused by the crate alone: {findings:?}");
@@ -253,7 +253,7 @@ proptest! {
         range::requested(&bytes, length, &Default::default());
         range::ContentRange::parse(&bytes);
         let text = String::from_utf8_lossy(&bytes);
-        invalidate::resolve("https://e.org/a/b?c", &text);
+        url::resolve("https://e.org/a/b?c", &text);
         let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
         let mut headers = HeaderMap::new();
         for name in [
