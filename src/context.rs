@@ -27,14 +27,14 @@ pub(crate) struct Connection {
     pub local: SocketAddr,
     /// Present if the client uses TLS.
     pub tls: Option<TlsFacts>,
-    /// Who sends requests on this connection. Decides which access control applies, see
+    /// The sender of the connection's requests. Decides which access control applies, see
     /// [`crate::guard::admit`].
     pub requester: Requester,
     /// The names in the certificate of a peer. Present if the requester is a peer.
     pub peer_names: Option<PeerNames>,
 }
 
-/// Who sends the requests of a connection.
+/// The sender of a connection's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Requester {
     /// A client, over a listener.

@@ -53,8 +53,8 @@ impl Interims {
 
 /// The final response to a request, with the interim responses that precede it.
 pub(crate) trait ReplyFuture: Future<Output = Reply> {
-    /// The next interim response. Must be called after each poll of the answer itself, until it is pending;
-    /// its results must be sent before the answer.
+    /// The next interim response. Must be called after each poll of the final response, until it is pending;
+    /// its results must be sent before the final response.
     fn poll_interim(self: Pin<&mut Self>, _cx: &Context<'_>) -> Poll<Response<()>> {
         Poll::Pending
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_come_in_order_and_no_more_than_a_few_wait() {
+    fn interim_responses_come_in_order_and_no_more_than_a_few_wait() {
         let interims = Arc::new(Interims::default());
         let cx = Context::from_waker(Waker::noop());
         assert!(interims.poll_next(&cx).is_pending());

@@ -10,7 +10,7 @@ use rustix::fs::FlockOperation;
 /// the file is dropped or the process ends.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`]: another process has it. Otherwise what the file system said.
+/// [`io::ErrorKind::WouldBlock`]: another process holds the lock. Any other kind: the error of the file system.
 pub(crate) fn lock(directory: &Path, name: &str) -> io::Result<File> {
     std::fs::create_dir_all(directory)?;
     let path = directory.join(name);

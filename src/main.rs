@@ -154,14 +154,8 @@ fn main() -> ExitCode {
     ALLOCATOR.use_small_pages();
     let (arguments, matches) = cli::parsed::<Arguments>();
     let result = match arguments.command {
-        Some(Command::Run { file, flags }) => {
-            let from_environment = from_environment(&matches);
-            chosen_file(file, &flags, &from_environment)
-                .and_then(|config| run(Flags { config, from_environment, ..flags }))
-                .map_err(CommandError::from)
-        }
+        Some(command) => run_command(command, &matches),
         None => run_demo().map_err(CommandError::from),
-        Some(command) => run_command(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -175,9 +169,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> Result<(), CommandError> {
+fn run_command(command: Command, matches: &ArgMatches) -> Result<(), CommandError> {
     match command {
-        Command::Run { flags, .. } => Ok(run(flags)?),
+        Command::Run { file, flags } => {
+            let from_environment = from_environment(matches);
+            let config = chosen_file(file, &flags, &from_environment)?;
+            Ok(run(Flags { config, from_environment, ..flags })?)
+        }
         Command::Check { file, data_dir, sources } => Ok(check(file, data_dir, sources)?),
         Command::Reload(arguments) => control::reload(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),

@@ -34,7 +34,7 @@ use crate::clock::Clock;
 pub(crate) struct Notice<'a> {
     /// Whether it is an error; otherwise a warning.
     pub is_error: bool,
-    /// What happened, in words for the operator.
+    /// The event, in words for the operator.
     pub message: &'static str,
     /// A word of a closed list, or empty.
     pub reason: &'static str,
@@ -105,7 +105,7 @@ struct NoticeTable {
     budget: LineBudget,
 }
 
-/// Which lines may still be written.
+/// The log lines that may still be written.
 #[derive(Default)]
 struct LineBudget {
     /// The times of the latest lines, at most [`LINES_MAX`].
@@ -335,7 +335,6 @@ impl Cause {
 
 impl Line {
     fn write(&self) {
-        let some = |text: &'static str| (!text.is_empty()).then_some(text);
         match self {
             Self::Trouble { is_error, message, reason, pool, origin, example, more } => {
                 let more = match more {
@@ -344,8 +343,7 @@ impl Line {
                         format!(" ({more} more like it within {:.0} s)", within.as_secs_f64())
                     }
                 };
-                let reason = some(reason);
-                let (pool, origin) = (words(pool), words(origin));
+                let (pool, origin, reason) = (shown(pool), shown(origin), shown(reason));
                 if *is_error {
                     tracing::error!(pool, origin, reason, "{message}: {example}{more}");
                 } else {
@@ -353,8 +351,8 @@ impl Line {
                 }
             }
             Self::Recovery { pool, origin, failures, within } => {
-                let (pool, what) = (words(pool), words(origin).map_or("pool", |_| "origin"));
-                let origin = words(origin);
+                let what = if origin.is_empty() { "pool" } else { "origin" };
+                let (pool, origin) = (shown(pool), shown(origin));
                 let seconds = within.as_secs_f64();
                 tracing::info!(
                     pool,
@@ -366,8 +364,8 @@ impl Line {
     }
 }
 
-/// An empty field is omitted.
-fn words(text: &str) -> Option<&str> {
+/// The value of a field in a log line. `None` if it is empty: the line then omits the field.
+fn shown(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 

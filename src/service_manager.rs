@@ -1,5 +1,5 @@
-//! Tells the service manager when the node serves and when it ends: the protocol of sd_notify(3), which systemd uses for units
-//! of `Type=notify`. Without `NOTIFY_SOCKET` in the environment nothing is sent.
+//! Tells the service manager when the node serves and when it ends, by the protocol of sd_notify(3) that systemd
+//! uses for units of `Type=notify`. Without `NOTIFY_SOCKET` in the environment nothing is sent.
 
 use std::ffi::OsStr;
 use std::io;

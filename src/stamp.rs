@@ -11,7 +11,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// `None`: there is no such file, or it can't be asked.
+    /// The stamp of a file. `None`: the file does not exist, or its metadata cannot be read.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self { modified: metadata.modified().ok()?, bytes: metadata.len() })

@@ -33,7 +33,7 @@ pub enum Continent {
     SouthAmerica,
 }
 
-/// What was written is not a country code.
+/// The text is not a country code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownCountry {
     /// Not two letters.
@@ -47,7 +47,7 @@ pub enum UnknownCountry {
     DidYouMean(Box<str>, Country),
 }
 
-/// What was written is not a continent.
+/// The text is not a continent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a continent: expected AF (Africa), AN (Antarctica), AS (Asia), EU (Europe), \

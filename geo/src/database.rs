@@ -47,7 +47,7 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
         #[source]
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is something else.
@@ -56,7 +56,7 @@ pub enum LoadError {
         /// The file.
         source_name: Source,
         #[source]
-        /// What is wrong with it.
+        /// The error of the parser.
         source: Box<MaxMindDbError>,
     },
     /// The file is an mmdb database with a broken tree or broken records.
@@ -76,7 +76,7 @@ pub enum LoadError {
     UnknownSchema {
         /// The file.
         source_name: Source,
-        /// What the database calls itself.
+        /// The type that the database states in its metadata.
         database_type: Box<str>,
         /// The names of a record's fields.
         fields: Box<str>,
@@ -183,7 +183,7 @@ impl Database {
         Ok(record.unwrap_or_default())
     }
 
-    /// What the database calls itself.
+    /// The type that the database states in its metadata, such as `GeoLite2-City`.
     pub(crate) fn database_type(&self) -> &str {
         &self.reader.metadata().database_type
     }
@@ -442,7 +442,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// What [`Database::load`] leaves out for the built-in database.
+/// Checks that [`Database::load`] leaves out for the built-in database.
 #[cfg(test)]
 pub(crate) fn verify_built_in() {
     Database::load(&Source::BuiltIn).and_then(|database| database.verify()).unwrap();

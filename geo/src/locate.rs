@@ -17,7 +17,7 @@ use crate::database::{Database, LoadError, Schema, Source};
 /// How many databases can be combined (country, city, ASN and one of one's own).
 pub const DATABASES_MAX: usize = 4;
 
-/// Which databases to ask. As shipped: the built-in country database.
+/// The databases to ask. As shipped: the built-in country database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// In order: the first that knows a fact decides it. None: every place is unknown. At most
@@ -39,12 +39,12 @@ pub struct Geo {
     loaded: ArcSwap<Loaded>,
 }
 
-/// What is known of a database in use, for the operator.
+/// A database in use, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Where it came from.
     pub source: Source,
-    /// What it calls itself, such as `GeoLite2-City`.
+    /// The type that it states, such as `GeoLite2-City`.
     pub database_type: Box<str>,
     /// How it names its facts.
     pub schema: Schema,
@@ -179,7 +179,7 @@ impl Loaded {
     }
 }
 
-/// What changes when a file is replaced.
+/// The properties of a file that change when it is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: SystemTime,

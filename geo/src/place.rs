@@ -1,4 +1,4 @@
-//! What is known of where an address is.
+//! The place of an address, as far as it is known.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ pub struct Place {
     pub country: Option<Country>,
     /// The continent: what a database says, else the country's.
     pub continent: Option<Continent>,
-    /// What a country database does not have. Shared by all addresses of one record.
+    /// The facts that a country database does not have. Shared by all addresses of one record.
     pub details: Option<Arc<Details>>,
 }
 
-/// What city and ASN databases know beyond the country.
+/// The facts of city and ASN databases beyond the country.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Details {
     /// The first subdivision's English name, such as `Bavaria`.
@@ -100,7 +100,7 @@ impl Place {
     }
 }
 
-/// What one database says of an address.
+/// The facts that one database has of an address.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Record {
     pub country: Option<Country>,

@@ -10,7 +10,7 @@ pub struct Mistake {
     pub source: String,
     /// Line and column in the file, counted from one.
     pub place: Option<(usize, usize)>,
-    /// What is wrong: what was expected and found, and what to do.
+    /// The mistake: the value that was found, the one that was expected, and the remedy.
     pub message: String,
 }
 

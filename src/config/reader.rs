@@ -64,7 +64,7 @@ pub(super) struct Notes {
 /// The values that an option takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum OptionKind {
-    /// Those of the Rust type with this name.
+    /// The variants of the Rust type with this name.
     Type(&'static str),
     /// One of these words.
     Words(Vec<String>),

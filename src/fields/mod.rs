@@ -93,7 +93,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Which of the frequently used fields it is.
+    /// The frequently used field that the line has; [`Known::Other`] for all others.
     #[inline]
     pub(crate) fn known(&self) -> Known {
         self.number.known()
@@ -209,7 +209,7 @@ pub(crate) enum Name<'a> {
 }
 
 impl<'a> Name<'a> {
-    /// Whether it is equal to this name.
+    /// Whether the name is equal to this one.
     #[inline]
     pub(crate) fn is(self, name: &HeaderName) -> bool {
         match self {

@@ -53,32 +53,32 @@ impl Validator {
 /// conditions are removed, because the node evaluates them itself. With `If-Range`, the origin
 /// sends the complete object if it has changed, which [`judge`] distinguishes from a part.
 pub(crate) fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut HeaderMap) {
-    for condition in CONDITIONS {
-        headers.remove(condition);
-    }
-    let value = format!("bytes={}-{}", asked.start, asked.end.saturating_sub(1));
-    headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
-    if let Some(Validator::Tag(value) | Validator::Modified(value)) = bound {
-        headers.insert(IF_RANGE, value.clone());
-    }
+    let range = format!("bytes={}-{}", asked.start, asked.end.saturating_sub(1));
+    set_range(range, bound, headers);
 }
 
 /// As [`ask_for`], from byte `start` on: to `end`, or to the end of the object.
 pub(crate) fn ask_from(start: u64, end: Option<u64>, bound: &Validator, headers: &mut HeaderMap) {
-    ask_for(&(start..end.unwrap_or(u64::MAX)), Some(bound), headers);
-    if end.is_none() {
-        let value = format!("bytes={start}-");
-        headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
+    match end {
+        Some(end) => ask_for(&(start..end), Some(bound), headers),
+        None => set_range(format!("bytes={start}-"), Some(bound), headers),
     }
 }
 
 /// As [`ask_for`], for the last `count` bytes of an object of unknown length.
 pub(crate) fn ask_for_last(count: u64, headers: &mut HeaderMap) {
+    set_range(format!("bytes=-{count}"), None, headers);
+}
+
+/// Replaces the conditions of a request by this `Range`, and by `If-Range` if it is bound to a version.
+fn set_range(range: String, bound: Option<&Validator>, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
         headers.remove(condition);
     }
-    let value = format!("bytes=-{count}");
-    headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
+    headers.insert(RANGE, HeaderValue::try_from(range).expect("digits are a field value"));
+    if let Some(Validator::Tag(value) | Validator::Modified(value)) = bound {
+        headers.insert(IF_RANGE, value.clone());
+    }
 }
 
 /// The bytes that a 206 to [`ask_for_last`] has, and the length of the object. `None` unless it has
@@ -106,7 +106,7 @@ pub(crate) enum PartAnswer {
     /// A part of the requested version, from the first requested byte on. It may be shorter than
     /// requested. Must not be stored unless its fields have a [`Validator`].
     Part {
-        /// Which bytes the body has.
+        /// The bytes that the body has.
         bytes: Range<u64>,
         /// The whole object's length, when the origin says it.
         complete_length: Option<u64>,

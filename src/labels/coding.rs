@@ -1,7 +1,7 @@
 //! The content codings, and how coding ends.
 
 labels! {
-    /// A content coding that we can produce and undo.
+    /// A content coding that the node can produce and undo.
     pub(crate) Coding;
     /// RFC 8878, with a window of at most 8 MiB (RFC 9659).
     Zstd "zstd";

@@ -37,10 +37,10 @@ labels! {
     /// No certificate.
     #[error("it has no certificate")]
     NoCertificate "no-certificate";
-    /// Its certificate is not signed by an authority of `peers.ca`.
+    /// The certificate is not signed by an authority of `peers.ca`.
     #[error("its certificate is of another authority than those in peers.ca")]
     Authority "authority";
-    /// Its certificate has expired, or is not valid yet.
+    /// The certificate has expired, or is not valid yet.
     #[error("its certificate has expired or is not valid yet")]
     Expired "expired";
     /// Any other fault of its certificate, such as none for clients, or without a name.
@@ -52,7 +52,7 @@ labels! {
     /// The field `Skerry-Hop` is missing or not valid.
     #[error("the request has no valid Skerry-Hop field")]
     Field "field";
-    /// It speaks in a name that its certificate does not carry.
+    /// The request names a node that the certificate is not for.
     #[error("the request names a node that the certificate is not for")]
     Name "name";
     /// The fleet has no such node.
@@ -69,11 +69,11 @@ labels! {
 labels! {
     /// Whether this node has applied the purges that another node's request requires.
     pub(crate) RequirementOutcome;
-    /// It has.
+    /// This node has applied them.
     Met "met";
     /// Only a response will do that the origin is asked for after the request.
     OriginOnly "origin-only";
-    /// It has not read so far in the purge stream.
+    /// This node has not read so far in the purge stream.
     Behind "behind";
     /// The stream was renamed, and one of the two nodes has not noticed it yet.
     OtherHistory "other-history";
@@ -89,19 +89,19 @@ labels! {
     /// Why a node does not answer another one that asks it. The list is closed, except that a later
     /// version may have words that this one does not know.
     pub(crate) HopRefusal;
-    /// It speaks another version of the peer protocol.
+    /// The two nodes speak different versions of the peer protocol.
     Version "version";
-    /// Its configuration is another one.
+    /// The two nodes have different configurations.
     Digest "digest";
-    /// It computes another cache key for the request.
+    /// The two nodes compute different cache keys for the request.
     Key "key";
     /// The request has come through as many nodes as it may.
     Hops "hops";
-    /// It has not applied the purges that the asker knows of.
+    /// The node has not applied the purges that the asker knows of.
     Purges "purges";
-    /// It answers as many requests of other nodes as it may.
+    /// The node answers as many requests of other nodes as it may.
     Overload "overload";
-    /// It got no response from the origin.
+    /// The node got no response from the origin.
     Upstream "upstream";
     /// A reason that this version does not know.
     Other "other";
@@ -123,7 +123,7 @@ labels! {
     Deadline "deadline";
     /// Neither came in time, although other signs of life of the peer did.
     Slow "slow";
-    /// There was no connection, or it ended.
+    /// No connection was open, or the connection ended.
     Connection "connection";
     /// The response does not say how the peer has answered.
     Verdict "verdict";
@@ -131,17 +131,17 @@ labels! {
     Body "body";
     /// The peer speaks another version of the protocol.
     Version "version";
-    /// Its configuration is another one.
+    /// The peer has another configuration.
     Digest "digest";
-    /// It computes another cache key.
+    /// The peer computes another cache key.
     Key "key";
-    /// It has not applied the purges that this node knows of.
+    /// The peer has not applied the purges that this node knows of.
     Purges "purges";
-    /// It answers as many requests as it may.
+    /// The peer answers as many requests as it may.
     Overload "overload";
-    /// It got no response from the origin.
+    /// The peer got no response from the origin.
     Upstream "upstream";
-    /// It has refused the request for another reason.
+    /// The peer has refused the request for another reason.
     Refused "refused";
 }
 
@@ -173,8 +173,8 @@ impl HopFailure {
 labels! {
     /// Whether the response of the owner of a hot key was copied into memory.
     pub(crate) CopyOutcome;
-    /// It was.
+    /// The response was copied.
     Copied "copied";
-    /// It is longer than a slice, or of unknown length: each request for it goes to the owner.
+    /// The response is longer than a slice, or of unknown length: each request for it goes to the owner.
     TooLong "too-long";
 }

@@ -78,7 +78,7 @@ labels! {
     Unlisted "unlisted";
     /// The origin may have processed it, and its method is not idempotent (RFC 9110 §9.2.2).
     Method "method";
-    /// Its body was not kept.
+    /// The request's body was not kept.
     Body "body";
     /// `deadlines.total` has passed.
     Deadline "deadline";
@@ -126,6 +126,6 @@ labels! {
     pub(crate) LeftOut;
     /// The pool has the maximum number of origins.
     Limit "limit";
-    /// Its name cannot be used, such as in TLS.
+    /// The name of the origin cannot be used, such as in TLS.
     Unusable "unusable";
 }

@@ -81,7 +81,7 @@ labels! {
     /// Why the listener refuses a request whose head it cannot read.
     #[derive(thiserror::Error)]
     pub HeadError;
-    /// It is not HTTP.
+    /// The bytes are not HTTP.
     #[error("the request is not valid HTTP")]
     Malformed "malformed";
     /// `head_bytes_max`, `headers_max`.

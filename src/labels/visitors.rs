@@ -24,7 +24,7 @@ labels! {
     Kept "kept";
     /// To another one: that origin is gone, or may not be used.
     Moved "moved";
-    /// It has no cookie.
+    /// To any origin: the request has no cookie.
     New "new";
 }
 
@@ -46,9 +46,9 @@ labels! {
 labels! {
     /// The outcome of the copy of a request that is mirrored.
     pub(crate) MirrorOutcome;
-    /// Its response was complete.
+    /// The response to the copy was complete.
     Answered "answered";
-    /// There was no response, or not all of it.
+    /// The copy got no response, or not all of it.
     Failed "failed";
     /// Not sent: `mirror.in_flight_max` copies were in flight.
     Limit "limit";

@@ -38,7 +38,7 @@ struct Sums {
 pub(crate) struct Interval {
     /// The end of the interval, in milliseconds since 1970.
     pub end_ms: u64,
-    /// Its length in milliseconds.
+    /// The length of the interval in milliseconds.
     pub length_ms: u64,
     /// Requests received.
     pub requests: u64,

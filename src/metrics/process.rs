@@ -1,4 +1,4 @@
-//! What the system says of this process, under the names that Prometheus' clients share. Read
+//! The system's figures about this process, under the names that Prometheus' clients share. Read
 //! from `/proc` at each scrape; what is not there, as on other systems, is left out.
 
 use std::fmt;

@@ -31,7 +31,7 @@ const CELLS: usize = CLASSES + 3;
 /// The counters of one site, summed over all workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SiteTotals {
-    /// Its name, or [`OTHERS`].
+    /// The name of the site, or [`OTHERS`].
     pub site: Arc<str>,
     /// Responses by class of status, in the order of [`STATUS_CLASSES`].
     pub classes: [u64; CLASSES],

@@ -21,9 +21,9 @@ pub struct NodeSettings {
     pub region: String,
     /// Where it is, for pools that choose origins by distance, and for the fleet.
     pub coordinates: Option<Coordinates>,
-    /// Its public addresses, for the fleet.
+    /// The public addresses of the node, for the fleet.
     pub addresses: Vec<IpAddr>,
-    /// Its share of keys and clients in proportion to the other nodes of the fleet.
+    /// The node's share of keys and clients, in proportion to the other nodes of the fleet.
     pub weight: u16,
     /// Number of worker threads.
     pub workers: usize,

@@ -1095,7 +1095,7 @@ fn edge_toml_has_every_option_there_is() {
     let missing: Vec<&String> =
         notes.known.iter().filter(|option| !is_documented(option, &notes.written)).collect();
     assert!(missing.is_empty(), "not in config/edge.toml: {missing:#?}");
-    // What is left are files that don't exist here, and options that exclude each other.
+    // The mistakes that remain: files that don't exist here, and options that exclude each other.
     for mistake in notes.mistakes() {
         let expected = [
             "cannot read",
