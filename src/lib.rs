@@ -12,7 +12,7 @@
 mod cache; // the rules of RFC 9111, pure
 mod context; // the facts of one request
 mod fill; // copies an upstream response into the store while any number of clients read it
-mod guard; // normalises requests; access rules and rate limits
+mod guard; // normalises requests; access control and rate limits
 mod listen; // bytes → requests: accept, TLS, HTTP/1.1 and HTTP/2, connection limits
 mod purge; // which stored responses must not be used any more: the purge table and its log on disk
 mod respond; // adds Via and Cache-Status to responses; access log
@@ -20,7 +20,7 @@ mod route; // selects the site and the rule of a request
 mod serve; // the request path: calls the stages in order
 mod store; // memory and disk as one cache
 mod transform; // content coding
-mod upstream; // who answers a miss: pools, connections, one exchange
+mod upstream; // origins: pools, health, connections, one exchange
 
 // Beside the path.
 pub mod cli; // the commands that talk to a running node
@@ -32,29 +32,30 @@ mod fleet; // the nodes of the fleet: the table of all, and which of them owns a
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // starts, reloads and drains a node
-mod peers; // the other nodes that this node asks, and that ask it: certificates, protocol
+mod peers; // requests between nodes of the fleet: certificates, protocol
 
 // Leaves: they import none of the rooms above.
-mod allocator;
-mod body;
-mod clock;
+mod allocator; // the allocator of the binary
+mod body; // the body type of the request path
+mod client_network; // the network that counts as one client
+mod clock; // the only reader of the wall time
 mod fields; // header sections: stored, and of messages being forwarded
 mod interim; // 1xx responses between upstream and one client
 mod labels; // the fixed values of labels in logs, metrics and header fields
 mod lock; // a directory that one process at a time may use
-mod metrics;
+mod metrics; // the counters of each worker, and the table of all metrics
 mod notices; // rate-limited log lines for events that clients or origins can cause
 mod pem; // certificates and keys in PEM files
 mod planted; // fault injection for tests; always false without the feature planted-bugs
-mod random;
+mod random; // numbers from the operating system's generator
 mod rendezvous; // which member of a set gets a key
 mod reply; // the response that the request path returns to the listener
 mod service_manager; // tells systemd that the node serves
 mod stamp; // detects that a file was replaced
-mod thread_priority; // lets threads wait whose work is not urgent
+mod thread_priority; // lowers the priority of threads whose work can wait
 mod upgrade; // hands a client connection over after 101 Switching Protocols
 
-// What the binary and the tests reach; everything else is the crate's own.
+// The items that the binary and the tests use; all others are private to the crate.
 pub use allocator::Allocator;
 pub use clock::{Clock, unix_us};
 pub use control::CALLS as ADMIN_CALLS;

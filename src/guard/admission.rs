@@ -29,7 +29,7 @@ pub(crate) struct RuleLimits {
 /// The facts of a request that [`RuleLimits`] are applied to.
 #[derive(Clone, Copy)]
 pub(crate) struct Applicant<'a> {
-    /// Who sends it.
+    /// The sender of the request.
     pub requester: Requester,
     /// The client's address.
     pub client: IpAddr,
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// What a client at `client` is answered, twice in a row.
+    /// Checks the answers to two requests of a client at `client`.
     fn check(requester: Requester, client: &str, method: Method, expected: [&str; 2]) {
         let now = Clock::system().instant();
         let (table, metrics) = (RateTable::new(100, now), Metrics::new(1));

@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use crate::peers::is_peer_field;
 
-/// What the gate does with a watched field.
+/// The treatment of a watched field by the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
     /// States the authority.
@@ -56,7 +56,7 @@ impl Watched {
         self.names.insert(name.into(), watch);
     }
 
-    /// What to do with the field `name`. `None` if it is not watched.
+    /// The treatment of the field `name`. `None` if it is not watched.
     pub(super) fn look(&self, name: &HeaderName) -> Option<Watch> {
         if *name == http::header::HOST {
             return Some(Watch::Host);

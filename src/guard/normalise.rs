@@ -148,7 +148,7 @@ impl Gate {
         let authority = Authority::from_target(authority, scheme)?;
         let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         let target = normalise_target(&target, self.settings.merge_slashes)?;
-        // There is no client.
+        // No client has sent the URL.
         let client = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (upgrade, takes_trailers) = (None, false);
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })

@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Refusal;
+use crate::client_network::ClientNetwork;
 use crate::metrics::{Metric, Recorder};
 
 /// A rule's rate limit for each client address (IPv6: each /64).
@@ -22,7 +23,7 @@ use crate::metrics::{Metric, Recorder};
 pub(crate) struct Limit {
     /// The steady rate in requests per second. Above zero.
     pub per_second: f64,
-    /// How many requests may arrive at once. At least one.
+    /// The number of requests that may arrive at once. At least one.
     pub burst: u32,
 }
 
@@ -38,7 +39,10 @@ pub(crate) struct RateTable {
 }
 
 /// Maps rule and network to `TAT`, as time since `start`.
-type Shard = HashMap<(u64, u128), Duration>;
+type Shard = HashMap<RuleClient, Duration>;
+
+/// A client under the rule with this number.
+type RuleClient = (u64, ClientNetwork);
 
 impl RateTable {
     /// An empty table for about `clients_max` clients. `start` must be before the first request.
@@ -62,18 +66,18 @@ impl RateTable {
         recorder: &Recorder,
     ) -> Result<(), Refusal> {
         let now = now.saturating_duration_since(self.start);
-        let key = (rule, network_of(client));
+        let key = (rule, ClientNetwork::of(client));
         let mut entries = self.shard(key);
         if !entries.contains_key(&key) && entries.len() >= self.shard_entries_max {
-            entries.retain(|_, paid_at| *paid_at > now);
+            entries.retain(|_, tat| *tat > now);
             if entries.len() >= self.shard_entries_max {
                 recorder.count(Metric::RateTableFull);
                 return Ok(());
             }
         }
-        let paid_at = entries.entry(key).or_insert(now);
-        let (next, verdict) = gcra(*paid_at, limit.interval(), limit.burst, now);
-        *paid_at = next;
+        let tat = entries.entry(key).or_insert(now);
+        let (next, verdict) = gcra(*tat, limit.interval(), limit.burst, now);
+        *tat = next;
         verdict.map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
@@ -86,13 +90,13 @@ impl RateTable {
         now: Instant,
     ) -> Result<(), Refusal> {
         let now = now.saturating_duration_since(self.start);
-        let key = (rule, network_of(client));
-        let paid_at = self.shard(key).get(&key).copied().unwrap_or(now);
-        let (_, verdict) = gcra(paid_at, limit.interval(), limit.burst, now);
+        let key = (rule, ClientNetwork::of(client));
+        let tat = self.shard(key).get(&key).copied().unwrap_or(now);
+        let (_, verdict) = gcra(tat, limit.interval(), limit.burst, now);
         verdict.map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
-    fn shard(&self, key: (u64, u128)) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: RuleClient) -> MutexGuard<'_, Shard> {
         let shard = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,23 +111,15 @@ impl Limit {
 
 /// Returns the new `TAT` and whether the request conforms; if not, the time until one would.
 fn gcra(
-    paid_at: Duration,
+    tat: Duration,
     interval: Duration,
     burst: u32,
     now: Duration,
 ) -> (Duration, Result<(), Duration>) {
-    let paid_at = paid_at.max(now);
+    let tat = tat.max(now);
     let ahead_max = interval.saturating_mul(burst.max(1) - 1);
-    let ahead = paid_at - now;
-    if ahead > ahead_max { (paid_at, Err(ahead - ahead_max)) } else { (paid_at + interval, Ok(())) }
-}
-
-/// The network that counts as one client: the IPv4 address, or the /64 of an IPv6 address.
-fn network_of(client: IpAddr) -> u128 {
-    match client.to_canonical() {
-        IpAddr::V4(client) => u128::from(client.to_bits()),
-        IpAddr::V6(client) => client.to_bits() & !u128::from(u64::MAX) | 1 << 63,
-    }
+    let ahead = tat - now;
+    if ahead > ahead_max { (tat, Err(ahead - ahead_max)) } else { (tat + interval, Ok(())) }
 }
 
 const SHARDS: usize = 64;
@@ -141,11 +137,11 @@ mod tests {
 
     #[test]
     fn a_burst_passes_then_the_steady_rate() {
-        let mut paid_at = Duration::ZERO;
+        let mut tat = Duration::ZERO;
         let mut at = |ms: u64| {
             let now = Duration::from_millis(1000 + ms);
-            let (next, verdict) = gcra(paid_at, Duration::from_millis(100), 3, now);
-            paid_at = next;
+            let (next, verdict) = gcra(tat, Duration::from_millis(100), 3, now);
+            tat = next;
             verdict
         };
         assert_eq!([at(0), at(0), at(0)], [Ok(()); 3]);

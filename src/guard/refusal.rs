@@ -1,4 +1,4 @@
-//! What follows from a [`Refusal`]: the status, the reason in `Cache-Status`, and whether the
+//! The consequences of a [`Refusal`]: the status, the reason in `Cache-Status`, and whether the
 //! connection closes. A request whose head cannot be parsed is refused earlier, by the listener
 //! (`listen::HeadError`).
 

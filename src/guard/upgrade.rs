@@ -16,10 +16,10 @@ pub(crate) struct UpgradeProtocol(Box<str>);
 /// Why a text cannot be listed as a protocol.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UpgradeProtocolError {
-    /// It is not a token with or without a version.
+    /// The text is not a token with or without a version.
     #[error("expected a protocol's name as in an Upgrade field, such as \"websocket\"")]
     NotAName,
-    /// It carries HTTP.
+    /// The protocol carries HTTP.
     #[error(
         "{0:?} carries HTTP requests that would bypass every rule, limit and log line; \
          list only protocols that carry none, such as \"websocket\""

@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::client_network::ClientNetwork;
 
 /// The counts of one node.
 #[derive(Debug, Default)]
@@ -17,19 +19,6 @@ pub(super) struct ConnectionCounts {
     requests: AtomicUsize,
     addresses: [Mutex<HashMap<ClientNetwork, u32>>; SHARDS],
     hasher: std::hash::RandomState,
-}
-
-/// What counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ClientNetwork(IpAddr);
-
-impl ClientNetwork {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(v6) => Self(IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)))),
-            v4 => Self(v4),
-        }
-    }
 }
 
 /// One unit of a count. Dropping it lowers the count.
@@ -110,7 +99,7 @@ fn take(count: &AtomicUsize, max: usize) -> bool {
     taken
 }
 
-/// Two workers rarely need the same one.
+/// So many that two workers rarely need the same shard.
 const SHARDS: usize = 16;
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::cache;
+use crate::client_network::ClientNetwork;
 use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
 use crate::rendezvous;
@@ -34,7 +35,7 @@ pub(crate) struct Split {
 pub(crate) struct SplitGroup {
     /// The pool that serves it, which is also the group's name.
     pub pool: Arc<str>,
-    /// Its share relative to the other groups. A group of weight 0 has forced requests only.
+    /// The share of the group relative to the others. A group of weight 0 has forced requests only.
     pub weight: u16,
 }
 
@@ -115,7 +116,8 @@ impl Split {
     /// The group of any other request, and how it was found.
     pub(crate) fn choose(&self, visitor: &Visitor<'_>) -> (&Arc<str>, SplitChoice) {
         if self.by == SplitBy::Client {
-            return (self.by_lot(client_number(visitor.client)), SplitChoice::Client);
+            let client = Affinity::hash_of(ClientNetwork::of(visitor.client).bytes());
+            return (self.by_lot(client), SplitChoice::Client);
         }
         let known = cache::cookie(visitor.headers, &self.cookie.name);
         let is_known = |group: &&SplitGroup| {
@@ -159,15 +161,6 @@ impl Forced {
         let is_wanted =
             |found: &[u8]| self.value.as_ref().is_none_or(|wanted| *found == *wanted.as_bytes());
         found.is_some_and(is_wanted)
-    }
-}
-
-/// A number for a client. A network of IPv6 is one client, because hosts change their addresses in it
-/// (RFC 8981).
-fn client_number(client: IpAddr) -> u64 {
-    match client.to_canonical() {
-        IpAddr::V4(client) => Affinity::hash_of(&client.octets()),
-        IpAddr::V6(client) => Affinity::hash_of(&client.octets()[..8]),
     }
 }
 

@@ -10,6 +10,7 @@ use skerry::{HeadError, ProxyError, Reason, Refusal};
 /// reason; `design` is docs/ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
     ("allocator", &[]),
+    ("client_network", &[]),
     ("clock", &[]),
     // labels: a metric's series are the words of closed lists.
     // thread_priority: scrapes are written on a thread that lets requests go first.
@@ -77,7 +78,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // reply: a refusal carries its reply, such as a 405 with `Allow`.
     // peers: the names of the fields that only peers may send.
-    ("guard", &["context", "fields", "labels", "metrics", "peers", "reply"]),
+    // client_network: rates are those of a client.
+    ("guard", &["client_network", "context", "fields", "labels", "metrics", "peers", "reply"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
@@ -87,7 +89,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     // rendezvous: splits of visitors keep them in their groups as a pool keeps them at its members.
     (
         "route",
-        &["guard", "cache", "upstream", "fields", "labels", "transform", "planted", "rendezvous"],
+        // client_network: a visitor without a cookie is the client.
+        &[
+            "client_network",
+            "guard",
+            "cache",
+            "upstream",
+            "fields",
+            "labels",
+            "transform",
+            "planted",
+            "rendezvous",
+        ],
     ),
     // labels: why a node refuses another one is a label of a metric.
     // pem, stamp: certificates are read from files, and read again when these change.
@@ -135,9 +148,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "listen",
+        // client_network: a client may have so many connections.
         &[
-            "context", "body", "clock", "fields", "interim", "labels", "metrics", "notices",
-            "peers", "pem", "reply", "stamp", "upgrade",
+            "client_network",
+            "context",
+            "body",
+            "clock",
+            "fields",
+            "interim",
+            "labels",
+            "metrics",
+            "notices",
+            "peers",
+            "pem",
+            "reply",
+            "stamp",
+            "upgrade",
         ],
     ),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
