@@ -23,13 +23,14 @@ use super::values::{Value, text_or};
 use crate::control::bus::SilenceAction;
 use crate::guard;
 use crate::route::{
-    Action, Forward, HostPattern, Matches, Redirect, RuleSettings, Settings, SiteSettings, Template,
+    Action, Forward, GeoRedirectMistake, HostPattern, Matches, Redirect, RuleSettings, Settings,
+    ShadowedRule, SiteSettings, Template,
 };
 use crate::upstream::Scheme;
 
-/// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools; `peers`: what is known of
-/// other nodes.
-/// `object_age_max` bounds every lifetime, because purges are forgotten after it.
+/// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools; `peers`: the facts that the
+/// configuration states about other nodes. `object_age_max` bounds every lifetime, because purges are forgotten after
+/// it.
 ///
 /// Also returns the sites that set `silence` themselves.
 pub(super) fn read_sites(
@@ -52,22 +53,22 @@ pub(super) fn read_sites(
     let settings = Settings { sites: read.collect() };
     // A condition that could not be read is missing from its rule, which then matches too much.
     let shadowed = if root.reader.has_mistakes() { Vec::new() } else { settings.shadowed_rules() };
-    for (site, rule, cover) in shadowed {
+    for ShadowedRule { site, rule, earlier } in shadowed {
         let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
         let message = match &*rule.name == DEFAULT {
             true => format!(
                 "the action of site {:?} never applies: rule {:?} matches every request",
-                site.name, cover.name
+                site.name, earlier.name
             ),
             false => format!(
                 "rule {:?} never applies: the earlier rule {:?} matches every request it matches",
-                rule.name, cover.name
+                rule.name, earlier.name
             ),
         };
         root.reader.mistake(span, message);
     }
     if !root.reader.has_mistakes() {
-        for (site, rule, message) in settings.geo_redirect_mistakes() {
+        for GeoRedirectMistake { site, rule, message } in settings.geo_redirect_mistakes() {
             let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
             root.reader.mistake(span, message);
         }

@@ -1,5 +1,5 @@
-//! Redirects clients to the name of the region nearest to them: for those who cannot delegate a zone to the
-//! nodes, so that DNS does not choose the region.
+//! Redirects clients to the name of the region nearest to them, for operators who cannot delegate a zone to the
+//! nodes: without a zone, DNS does not choose the region.
 //!
 //! ```text
 //! host is the name of a region ─┐
@@ -9,8 +9,9 @@
 //! otherwise ────────────────────▶ redirect to the name of the nearest region
 //! ```
 //! A request for the name of a region is never redirected, and `config` checks that each name is served by a site
-//! whose redirects have that name, too. So no client is redirected twice.
+//! whose redirects have that name, too. Therefore no client is redirected twice.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use geo::{Place, UnitVector};
@@ -38,10 +39,21 @@ pub(crate) struct RegionTable {
 /// Where a client is served.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct GeoChoice<'a> {
-    /// Why there.
+    /// The reason for the choice.
     pub outcome: GeoRedirectOutcome,
-    /// The nearest region, with its name and the distance in kilometres. `None`: not looked for, or none is ready.
-    pub nearest: Option<(&'a Arc<str>, &'a str, f64)>,
+    /// `None`: no region was looked for, or none is ready.
+    pub nearest: Option<NearestRegion<'a>>,
+}
+
+/// The region that is nearest to a client.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct NearestRegion<'a> {
+    /// The region.
+    pub region: &'a Arc<str>,
+    /// The host name of its nodes.
+    pub name: &'a str,
+    /// The distance of the client, in kilometres.
+    pub distance_km: f64,
 }
 
 impl GeoRedirect {
@@ -62,31 +74,40 @@ impl GeoRedirect {
         });
         // Of two at the same distance, the first.
         let nearest = { places }.reduce(|best, next| if next.2 > best.2 { next } else { best });
-        let Some((region, name, _, km)) = nearest else {
+        let Some((region, name, _, distance_km)) = nearest else {
             return here(GeoRedirectOutcome::NoRegion);
         };
         let outcome = match **region == *regions.own {
             true => GeoRedirectOutcome::OwnRegion,
             false => GeoRedirectOutcome::Redirected,
         };
-        GeoChoice { outcome, nearest: Some((region, name, km)) }
+        let nearest = Some(NearestRegion { region, name, distance_km });
+        GeoChoice { outcome, nearest }
     }
 }
 
+/// A redirect to a name at which the client would not be served.
+#[derive(Clone, Debug)]
+pub(crate) struct GeoRedirectMistake<'a> {
+    /// The site of the rule.
+    pub site: &'a SiteSettings,
+    /// The rule that redirects.
+    pub rule: &'a RuleSettings,
+    /// The mistake and its remedy.
+    pub message: String,
+}
+
 impl Settings {
-    /// Names of regions that a client would not be served at: the site and the rule that redirects there, and the
-    /// mistake. Each name once for each site.
-    pub(crate) fn geo_redirect_mistakes(&self) -> Vec<(&SiteSettings, &RuleSettings, String)> {
-        let mut mistakes: Vec<(&SiteSettings, &RuleSettings, String)> = Vec::new();
+    /// The names of regions at which a client would not be served, each once for each site.
+    pub(crate) fn geo_redirect_mistakes(&self) -> Vec<GeoRedirectMistake<'_>> {
+        let mut mistakes = Vec::new();
         for site in &self.sites {
+            let mut messages = BTreeSet::new();
             for (rule, redirect) in site.geo_redirects() {
                 for (region, name) in &redirect.names {
                     let Some(message) = self.mistake_of_name(region, name) else { continue };
-                    let is_told = |(other, _, told): &(&SiteSettings, _, String)| {
-                        other.name == site.name && *told == message
-                    };
-                    if !mistakes.iter().any(is_told) {
-                        mistakes.push((site, rule, message));
+                    if messages.insert(message.clone()) {
+                        mistakes.push(GeoRedirectMistake { site, rule, message });
                     }
                 }
             }
@@ -165,7 +186,7 @@ mod tests {
         let redirect = redirect();
         let choice = redirect.choose(host, &place, regions);
         assert_eq!(choice.outcome.as_str(), outcome);
-        assert_eq!(choice.nearest.map(|(_, name, _)| name), name);
+        assert_eq!(choice.nearest.map(|nearest| nearest.name), name);
     }
 
     #[test]

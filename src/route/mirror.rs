@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::upstream::Pool;
 
-/// Which requests of a rule are mirrored, and where to.
+/// The requests of a rule that are mirrored, and the pool that gets the copies.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mirror {
     /// The pool that gets the copies.

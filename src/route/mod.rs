@@ -31,11 +31,11 @@ use crate::{cache, guard, transform};
 
 pub(crate) use crate::labels::{MirrorOutcome, SplitChoice};
 pub(crate) use edit::FieldEdits;
-pub(crate) use geo_redirect::{GeoRedirect, GeoRedirectOutcome, RegionTable};
+pub(crate) use geo_redirect::{GeoRedirect, GeoRedirectMistake, GeoRedirectOutcome, RegionTable};
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
 pub(crate) use mirror::{Mirror, MirrorPlace, RuleMirror};
 pub(crate) use rewrite::Rewrite;
-pub(crate) use routes::{RouteRequest, Routes, Rule, Site};
+pub(crate) use routes::{RouteRequest, Routes, Rule, ShadowedRule, Site};
 pub(crate) use shield::{Shield, ShieldGone};
 pub(crate) use split::{Forced, ForcedBy, GroupCookie, Split, SplitBy, SplitGroup, Visitor};
 pub(crate) use template::{Facts, Template, VARIABLES};
@@ -81,13 +81,13 @@ pub(crate) struct RuleSettings {
     pub name: Arc<str>,
     /// The number in the metrics, which the node gives: a rule keeps its number across reloads.
     pub number: u32,
-    /// Its conditions.
+    /// The conditions.
     pub matches: Matches,
-    /// What to do with the request.
+    /// The answer to a request that matches.
     pub action: Action,
-    /// Which requests are let in.
+    /// The requests that are let in.
     pub guard: guard::RuleLimits,
-    /// Which responses may be stored and reused.
+    /// The responses that may be stored and reused.
     pub cache: Arc<cache::Settings>,
     /// Content coding of responses to clients.
     pub compression: Arc<transform::Settings>,
@@ -109,7 +109,7 @@ impl RuleSettings {
     }
 }
 
-/// What to do with a request.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
     /// Answer from the cache, or forward to a pool.

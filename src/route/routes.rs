@@ -75,7 +75,7 @@ struct RulePools {
     by_client: Vec<(PoolByClient, Arc<Pool>)>,
     by_country: Vec<(geo::Country, Arc<Pool>)>,
     by_continent: Vec<(geo::Continent, Arc<Pool>)>,
-    /// Those of the split, in its order. Each has the name of its group.
+    /// The pools of the split, in its order. Each has the name of its group.
     split: Vec<Arc<Pool>>,
     /// Whether one of them keeps visitors at its origins.
     any_is_sticky: bool,
@@ -94,6 +94,17 @@ pub(crate) struct UnknownPool {
     pub rule: Arc<str>,
     /// The undefined name.
     pub pool: Arc<str>,
+}
+
+/// A rule that can never match.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShadowedRule<'a> {
+    /// The site of both rules.
+    pub site: &'a SiteSettings,
+    /// The rule.
+    pub rule: &'a RuleSettings,
+    /// The earlier rule, which matches every request that `rule` matches.
+    pub earlier: &'a RuleSettings,
 }
 
 impl Routes {
@@ -331,18 +342,18 @@ impl Settings {
         shields.flat_map(|shield| &shield.regions)
     }
 
-    /// Rules that can never match: the site, the rule, and the earlier rule that covers it.
-    pub(crate) fn shadowed_rules(&self) -> Vec<(&SiteSettings, &RuleSettings, &RuleSettings)> {
-        let mut hidden = Vec::new();
+    /// The rules that can never match, because an earlier rule covers them.
+    pub(crate) fn shadowed_rules(&self) -> Vec<ShadowedRule<'_>> {
+        let mut shadowed = Vec::new();
         for site in &self.sites {
             for (at, rule) in site.rules.iter().enumerate() {
-                let mut earlier = site.rules[..at].iter();
-                if let Some(cover) = earlier.find(|earlier| earlier.matches.covers(&rule.matches)) {
-                    hidden.push((site, rule, cover));
+                let covers = |earlier: &&RuleSettings| earlier.matches.covers(&rule.matches);
+                if let Some(earlier) = site.rules[..at].iter().find(covers) {
+                    shadowed.push(ShadowedRule { site, rule, earlier });
                 }
             }
         }
-        hidden
+        shadowed
     }
 }
 
@@ -469,12 +480,10 @@ mod tests {
             fixed("not", prefix("/b/c")),
         ];
         let settings = Settings { sites: vec![site("s", &[HostPattern::Any], rules)] };
-        let hidden: Vec<(&str, &str)> = settings
-            .shadowed_rules()
-            .iter()
-            .map(|(_, rule, by)| (&*rule.name, &*by.name))
-            .collect();
-        assert_eq!(hidden, [("hidden", "a"), ("hidden too", "b")]);
+        let shadowed = settings.shadowed_rules();
+        let names = shadowed.iter().map(|it| (&*it.rule.name, &*it.earlier.name));
+        let names: Vec<(&str, &str)> = names.collect();
+        assert_eq!(names, [("hidden", "a"), ("hidden too", "b")]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) struct Shield {
 }
 
 impl Shield {
-    /// Each region that does not answer costs a deadline, once in `peers.skip_for`.
+    /// The maximum number of regions: each that does not answer costs a deadline, once in `peers.skip_for`.
     pub(crate) const REGIONS_MAX: usize = 4;
 }
 

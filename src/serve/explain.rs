@@ -214,11 +214,11 @@ impl Explainer {
         let nearest = choice.nearest;
         explanation["geo_redirect"] = json!({
             "outcome": choice.outcome.as_str(),
-            "region": nearest.map(|(region, ..)| &**region),
-            "name": nearest.map(|(_, name, _)| name),
-            "distance_km": nearest.map(|(.., km)| km.round() as u64),
+            "region": nearest.map(|nearest| &**nearest.region),
+            "name": nearest.map(|nearest| nearest.name),
+            "distance_km": nearest.map(|nearest| nearest.distance_km.round() as u64),
         });
-        let (_, name, _) = nearest?;
+        let name = nearest?.name;
         (choice.outcome == GeoRedirectOutcome::Redirected).then_some(name)
     }
 

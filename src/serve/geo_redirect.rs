@@ -28,7 +28,7 @@ impl Visit {
         let host = self.request.authority.host();
         let choice = redirect.choose(host, &self.context.place, &regions);
         self.worker.recorder.count_labelled(Metric::GeoRedirects, choice.outcome as usize);
-        let (_, name, _) = choice.nearest?;
+        let name = choice.nearest?.name;
         (choice.outcome == GeoRedirectOutcome::Redirected).then(|| to_name(name, &self.request))
     }
 }
