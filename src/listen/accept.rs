@@ -1,7 +1,7 @@
-//! One worker's connections: accepts them, reads the PROXY protocol header, does the TLS handshake, chooses
-//! the HTTP driver, checks time limits, and drains.
+//! Accepts the connections of one worker: checks the limits, reads the PROXY protocol header, does the TLS handshake,
+//! and chooses the HTTP driver.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -33,23 +33,20 @@ use super::client_stream::{ClientStream, FirstBytes};
 use super::connection::HttpConnection;
 use super::connection_counts::Permit;
 use super::drain::Drain;
-use super::peer_entrance::{self, PeerEntrance};
+use super::open_connections::OpenConnections;
+use super::peer_listener::{self, PeerListenerState};
 use super::proxy::{self, Parsed};
-use super::settings::{Limits, Listener, Transport};
+use super::settings::{Listener, Transport};
 use super::socket::ClientSocket;
-use super::state::{ConnectionState, Phase, Shutdown, Traffic, tick};
+use super::state::{ConnectionState, Phase, Shutdown, tick};
 use super::{ListenerState, RequestHandler, TlsState, h1, h2};
 
-/// What the connections of one worker share.
+/// The state that the connections of one worker share.
 struct ConnectionWorker<S> {
     shared: Arc<ListenerState>,
     handler: RequestHandler<S>,
     recorder: Recorder,
-    started: Instant,
-    connections: RefCell<Vec<Rc<ConnectionState>>>,
-    draining: Cell<bool>,
-    /// Notified when the last connection has closed.
-    last_closed: Notify,
+    connections: Rc<OpenConnections>,
     date: Rc<RefCell<HeaderValue>>,
 }
 
@@ -79,22 +76,22 @@ pub(crate) async fn serve<S, F>(
         .collect();
     let checking = spawn_local(worker.clone().check_connections());
     let mut grace = drain.grace().await;
-    worker.draining.set(true);
+    let connections = &worker.connections;
+    connections.start_draining();
     for listener in listeners {
         listener.close().await;
     }
-    worker.shut_down_all(Shutdown::Graceful);
+    connections.shut_down_all(Shutdown::Graceful);
     let began = Instant::now();
     loop {
-        let all_closed = worker.all_closed();
         tokio::select! {
-            () = all_closed => break,
+            () = connections.all_closed() => break,
             () = tokio::time::sleep_until(began + grace) => break,
             changed = drain.grace() => grace = changed,
         }
     }
-    worker.shut_down_all(Shutdown::Now(ConnectionTimeout::Drain));
-    worker.all_closed().await;
+    connections.shut_down_all(Shutdown::Now(ConnectionTimeout::Drain));
+    connections.all_closed().await;
     checking.abort();
 }
 
@@ -119,16 +116,8 @@ where
 {
     fn new(shared: Arc<ListenerState>, handler: RequestHandler<S>, recorder: Recorder) -> Self {
         let date = Rc::new(RefCell::new(date(&shared.clock)));
-        Self {
-            shared,
-            handler,
-            recorder,
-            started: Instant::now(),
-            connections: RefCell::default(),
-            draining: Cell::new(false),
-            last_closed: Notify::new(),
-            date,
-        }
+        let connections = OpenConnections::new(recorder.clone());
+        Self { shared, handler, recorder, connections, date }
     }
 
     fn open(
@@ -207,12 +196,12 @@ where
         client: Option<IpAddr>,
     ) -> Result<Permits, ConnectionRefusal> {
         let (counts, limits) = (&self.shared.counts, self.shared.limits.load());
-        let entrance = self.entrance(listener);
-        let connection = match entrance {
-            Some(entrance) => entrance.connection().ok_or(ConnectionRefusal::Peers)?,
+        let peer_state = self.peer_state(listener);
+        let connection = match peer_state {
+            Some(peer_state) => peer_state.connection().ok_or(ConnectionRefusal::Peers)?,
             None => counts.connection(limits.connections_max).ok_or(ConnectionRefusal::Total)?,
         };
-        let client = client.filter(|_| entrance.is_none());
+        let client = client.filter(|_| peer_state.is_none());
         let address = client.map(|client| self.client_permit(client)).transpose()?;
         let handshake = match listener.transport {
             Transport::Plain => None,
@@ -224,8 +213,8 @@ where
         Ok(Permits { _connection: connection, address, handshake })
     }
 
-    /// The entrance for peers, if the listener is for them.
-    fn entrance(&self, listener: &Listener) -> Option<&Arc<PeerEntrance>> {
+    /// The state of the peer listeners, if the listener is one of them.
+    fn peer_state(&self, listener: &Listener) -> Option<&Arc<PeerListenerState>> {
         self.shared.peers.as_ref().filter(|_| listener.transport == Transport::Peers)
     }
 
@@ -246,16 +235,11 @@ where
         self.recorder.count_labelled(Metric::Handshakes, outcome.index());
     }
 
-    fn count_traffic(&self, traffic: Traffic) {
-        self.recorder.add(Metric::BytesReceived, traffic.bytes_received);
-        self.recorder.add(Metric::BytesSent, traffic.bytes_sent);
-    }
-
     /// Runs a connection from its first byte to its last.
     async fn run(self: Rc<Self>, mut accepted: Accepted) {
         let limits = self.shared.limits.load_full();
-        let tracked = self.track(match self.entrance(&accepted.listener) {
-            Some(entrance) => entrance.connection_limits(&limits),
+        let tracked = self.connections.track(match self.peer_state(&accepted.listener) {
+            Some(peer_state) => peer_state.connection_limits(&limits),
             None => limits,
         });
         let state = &tracked.state;
@@ -270,8 +254,8 @@ where
             (Transport::Tls, Some(tls), _) => {
                 self.run_tls(stream, facts, tls, permits, state).await;
             }
-            (Transport::Peers, _, Some(entrance)) => {
-                Box::pin(self.run_peer(stream, facts, entrance, permits, state)).await;
+            (Transport::Peers, _, Some(peer_state)) => {
+                Box::pin(self.run_peer(stream, facts, peer_state, permits, state)).await;
             }
             _ => self.run_http(stream, facts, Protocol::Unknown, state).await,
         }
@@ -282,15 +266,15 @@ where
         &self,
         stream: TcpStream,
         facts: Connection,
-        entrance: &PeerEntrance,
+        peer_state: &PeerListenerState,
         mut permits: Permits,
         state: &Rc<ConnectionState>,
     ) {
         let peer = facts.peer;
         let refuse = |refusal, detail: &dyn std::fmt::Display| {
-            peer_entrance::note_refusal(refusal, peer, detail, &self.recorder);
+            peer_listener::note_refusal(refusal, peer, detail, &self.recorder);
         };
-        match state.run(TlsAcceptor::from(entrance.config()).accept(stream)).await {
+        match state.run(TlsAcceptor::from(peer_state.config()).accept(stream)).await {
             Ok(Ok(stream)) => {
                 drop(permits.handshake.take());
                 self.count_handshake(HandshakeOutcome::Full);
@@ -308,7 +292,7 @@ where
             }
             Ok(Err(error)) => {
                 self.count_handshake(handshake_failure(&error));
-                if let Some(refusal) = peer_entrance::handshake_refusal(&error) {
+                if let Some(refusal) = peer_listener::handshake_refusal(&error) {
                     refuse(refusal, &error);
                 }
             }
@@ -400,7 +384,7 @@ where
             state: state.clone(),
             recorder: self.recorder.clone(),
             date: self.date.clone(),
-            entrance: self.shared.peers.clone().filter(|_| protocol == Protocol::Peer),
+            peer_state: self.shared.peers.clone().filter(|_| protocol == Protocol::Peer),
             is_plain_http: protocol == Protocol::PlainHttpOnTls,
         };
         match first {
@@ -410,65 +394,12 @@ where
         }
     }
 
-    /// Adds a connection to the worker's list.
-    fn track(self: &Rc<Self>, limits: Arc<Limits>) -> TrackedConnection<S, F> {
-        let state = ConnectionState::new(limits, self.started.elapsed());
-        let mut connections = self.connections.borrow_mut();
-        state.slot.set(connections.len());
-        if self.draining.get() {
-            state.shut_down(Shutdown::Graceful);
-        }
-        connections.push(state.clone());
-        self.recorder.count(Metric::Connections);
-        TrackedConnection { state, worker: self.clone() }
-    }
-
-    /// Removes a connection from the worker's list.
-    fn untrack(&self, state: &ConnectionState) {
-        self.count_traffic(state.take_traffic());
-        self.recorder.subtract(Metric::Connections, 1);
-        let mut connections = self.connections.borrow_mut();
-        let slot = state.slot.get();
-        connections.swap_remove(slot);
-        if let Some(moved) = connections.get(slot) {
-            moved.slot.set(slot);
-        }
-        if connections.is_empty() {
-            self.last_closed.notify_waiters();
-        }
-    }
-
-    /// Once a tick: updates the date, closes connections that take too long, and counts traffic.
+    /// Once a tick, updates the date and checks the connections.
     async fn check_connections(self: Rc<Self>) {
         loop {
             tokio::time::sleep(tick(&self.shared.limits.load())).await;
             *self.date.borrow_mut() = date(&self.shared.clock);
-            let (now, draining) = (self.started.elapsed(), self.draining.get());
-            let mut traffic = Traffic::default();
-            for connection in &*self.connections.borrow() {
-                connection.check(now, draining);
-                if connection.check_age(now) {
-                    self.recorder.count(Metric::PeerConnectionsAged);
-                }
-                traffic += connection.take_traffic();
-            }
-            self.count_traffic(traffic);
-        }
-    }
-
-    fn shut_down_all(&self, shutdown: Shutdown) {
-        for connection in &*self.connections.borrow() {
-            connection.shut_down(shutdown);
-        }
-    }
-
-    async fn all_closed(&self) {
-        loop {
-            let last_closed = self.last_closed.notified();
-            if self.connections.borrow().is_empty() {
-                return;
-            }
-            last_closed.await;
+            self.connections.check();
         }
     }
 }
@@ -487,26 +418,6 @@ struct Permits {
     _connection: Permit,
     address: Option<Permit>,
     handshake: Option<Permit>,
-}
-
-/// A connection in its worker's list; dropping this removes it.
-struct TrackedConnection<S, F>
-where
-    S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: ReplyFuture + Unpin + 'static,
-{
-    state: Rc<ConnectionState>,
-    worker: Rc<ConnectionWorker<S>>,
-}
-
-impl<S, F> Drop for TrackedConnection<S, F>
-where
-    S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: ReplyFuture + Unpin + 'static,
-{
-    fn drop(&mut self) {
-        self.worker.untrack(&self.state);
-    }
 }
 
 /// The protocol of a connection before its first request.

@@ -33,10 +33,10 @@ pub(super) struct ClientStream<T: ClientSocket> {
     turn_bytes: usize,
 }
 
-/// What the first bytes of a connection are.
+/// The protocol that the first bytes of a connection show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FirstBytes {
-    /// There are none: the client has closed.
+    /// No bytes: the client has closed.
     None,
     /// The first line of HTTP/2's connection preface.
     Http2,

@@ -36,7 +36,7 @@ use crate::reply::Reply;
 
 use super::RequestHandler;
 use super::min_rate::{MinRate, MinRateBody};
-use super::peer_entrance::{self, PeerEntrance};
+use super::peer_listener::{self, PeerListenerState};
 use super::settings::Limits;
 use super::state::{ConnectionState, Phase, RequestInFlight, Shutdown};
 
@@ -49,7 +49,7 @@ pub(super) struct HttpConnection<S> {
     /// The current date; the worker updates it.
     pub(super) date: Rc<RefCell<HeaderValue>>,
     /// Present if the client is a peer.
-    pub(super) entrance: Option<Arc<PeerEntrance>>,
+    pub(super) peer_state: Option<Arc<PeerListenerState>>,
     /// All requests are refused: the client speaks plain HTTP to a listener with TLS.
     pub(super) is_plain_http: bool,
 }
@@ -153,16 +153,16 @@ impl<S> HttpConnection<S> {
     /// Gives a request of a peer its place among those of all peers. Returns the reply if there is none; counts
     /// and logs that.
     pub(super) fn admit_peer(&self, request: &mut RequestInFlight) -> Option<Reply> {
-        let entrance = self.entrance.as_ref()?;
-        match entrance.request(&self.recorder) {
+        let peer_state = self.peer_state.as_ref()?;
+        match peer_state.request(&self.recorder) {
             Some(place) => {
                 request.hold(place);
                 None
             }
             None => {
                 let (peer, refusal) = (self.facts.peer, PeerRefusal::Overload);
-                peer_entrance::note_refusal(refusal, peer, &"it asks another node", &self.recorder);
-                Some(peer_entrance::overload_reply())
+                peer_listener::note_refusal(refusal, peer, &"it asks another node", &self.recorder);
+                Some(peer_listener::overload_reply())
             }
         }
     }

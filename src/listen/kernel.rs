@@ -175,7 +175,7 @@ const RECEIVE_AT: usize = 0;
 const SEND_AT: usize = 5 * 4;
 /// All states but `TIME_WAIT`, `CLOSE`, `LISTEN` and half-open ones (linux/tcp_states.h).
 const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
-/// What the kernel puts into one answer at most.
+/// The kernel's limit for one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 10;
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ mod h1;
 mod h2;
 mod kernel;
 mod min_rate;
-mod peer_entrance;
+mod open_connections;
+mod peer_listener;
 mod proxy;
 mod settings;
 mod socket;
@@ -38,19 +39,19 @@ pub(crate) use accept::serve;
 pub(crate) use bind::{BindError, WorkerSockets, bind};
 pub(crate) use drain::{Drain, DrainSwitch, drain};
 pub(crate) use kernel::KernelMemory;
-pub(crate) use peer_entrance::PeerEntrance;
+pub(crate) use peer_listener::PeerListenerState;
 pub(crate) use settings::{
     CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion, Transport,
 };
 pub(crate) use tls::{CertificateReport, TlsError, TlsState, check_certificate, check_ticket_keys};
 
-/// What the listeners of all workers share: the limits, the counts that they are checked against, and TLS.
+/// The state that the listeners of all workers share: the limits, the counts that they are checked against, and TLS.
 #[derive(Debug)]
 pub(crate) struct ListenerState {
     limits: ArcSwap<Limits>,
     counts: Arc<ConnectionCounts>,
     tls: Option<Arc<TlsState>>,
-    peers: Option<Arc<PeerEntrance>>,
+    peers: Option<Arc<PeerListenerState>>,
     clock: Clock,
 }
 
@@ -60,15 +61,15 @@ impl ListenerState {
     pub(crate) fn new(
         limits: Limits,
         tls: Option<Arc<TlsState>>,
-        peers: Option<Arc<PeerEntrance>>,
+        peers: Option<Arc<PeerListenerState>>,
         clock: Clock,
     ) -> Arc<Self> {
         let limits = ArcSwap::from_pointee(limits);
         Arc::new(Self { limits, counts: Arc::default(), tls, peers, clock })
     }
 
-    /// The entrance for peers, if the node has peers.
-    pub(crate) fn peers(&self) -> Option<&Arc<PeerEntrance>> {
+    /// The state of the peer listeners, if the node has peers.
+    pub(crate) fn peers(&self) -> Option<&Arc<PeerListenerState>> {
         self.peers.as_ref()
     }
 
@@ -83,7 +84,7 @@ impl ListenerState {
     }
 }
 
-/// What the rest of the node does with a connection's requests.
+/// The functions of the rest of the node that answer a connection's requests.
 #[derive(Clone)]
 pub(crate) struct RequestHandler<S> {
     /// Answers a request. It cannot fail. Dropping its future says that the client has cancelled the

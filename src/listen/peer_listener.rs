@@ -1,6 +1,6 @@
-//! The entrance for peers: the TLS and the limits of connections from other nodes of the fleet.
+//! The state of the peer listeners: the TLS and the limits of connections from other nodes of the fleet.
 //!
-//! Peers are subject to no limit of a client: a peer brings the requests of many clients, and has judged them
+//! Peers are subject to no limit of a client: a peer sends the requests of many clients, and has checked them
 //! already. They have limits of their own, so that they cannot crowd out the clients of this node.
 
 use std::io;
@@ -22,14 +22,14 @@ use crate::reply::Reply;
 
 /// The state that the peer listeners of all workers share.
 #[derive(Debug)]
-pub(crate) struct PeerEntrance {
+pub(crate) struct PeerListenerState {
     tls: Arc<PeerTls>,
     limits: ArcSwap<PeerLimits>,
     counts: Arc<ConnectionCounts>,
 }
 
-impl PeerEntrance {
-    /// An entrance without connections.
+impl PeerListenerState {
+    /// A state without connections.
     pub(crate) fn new(tls: Arc<PeerTls>, limits: PeerLimits) -> Arc<Self> {
         Arc::new(Self { tls, limits: ArcSwap::from_pointee(limits), counts: Arc::default() })
     }

@@ -57,7 +57,7 @@ impl Listener {
     }
 }
 
-/// What carries HTTP between a client and a listener.
+/// The transport of HTTP between a client and a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// TCP. HTTP/2 is accepted with prior knowledge (RFC 9113 §3.3).

@@ -21,11 +21,11 @@ use std::time::Duration;
 
 use crate::labels::ConnectionTimeout;
 
-use super::peer_entrance::PeerPlace;
+use super::peer_listener::PeerPlace;
 use super::settings::Limits;
 use super::socket::LEFT_BYTES_MAX;
 
-/// What a connection is doing. Each phase but [`Phase::Handling`] and [`Phase::Upgraded`] has a time
+/// The activity of a connection. Each phase but [`Phase::Handling`] and [`Phase::Upgraded`] has a time
 /// limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -46,7 +46,7 @@ pub(super) enum Phase {
     Lingering,
 }
 
-/// What a connection's stream and its driver record for the check.
+/// The records of a connection's stream and its driver for the check.
 ///
 /// One thread uses all of it. The cells are atomic because an upgraded connection must be `Send`;
 /// relaxed loads and stores cost the same as plain ones.
@@ -157,7 +157,7 @@ pub(super) enum Shutdown {
 pub(super) struct ConnectionState {
     pub(super) activity: Arc<Activity>,
     pub(super) limits: Arc<Limits>,
-    /// Its index in the worker's list.
+    /// The index in the worker's list.
     pub(super) slot: Cell<usize>,
     /// The time from the worker's start to that of the connection.
     opened: Duration,
@@ -382,7 +382,7 @@ impl ConnectionState {
 #[derive(Debug)]
 pub(super) struct RequestInFlight {
     state: Rc<ConnectionState>,
-    /// Its place among the requests of all peers, if it is of a peer.
+    /// The place among the requests of all peers, if the request is a peer's.
     place: Option<PeerPlace>,
 }
 

@@ -86,7 +86,7 @@ async fn deliver_forever(shared: Arc<Shared>, name: Arc<str>, mut caller: PeerCa
         let added = purges.delivery_added();
         let Some(content) = shared.bus.next_delivery(&name, position) else {
             if tokio::time::timeout(ASK_AGAIN, added).await.is_err() {
-                // It may have been replaced by one with an older disk.
+                // The disk may have been replaced by an older one.
                 position = PeerPosition::Unknown;
             }
             continue;

@@ -43,7 +43,7 @@ impl ConfigHistory {
         }
     }
 
-    /// Nothing depends on these files but a rollback after a restart.
+    /// These files are needed by nothing but a rollback after a restart.
     fn store(&self) {
         let entries =
             [("previous.json", self.previous.as_ref()), ("current.json", Some(&self.current))];

@@ -52,7 +52,7 @@ use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
 use crate::fleet::Readiness;
 use crate::guard::rate;
 use crate::listen::{
-    self, Listener, ListenerState, PeerEntrance, TlsState, Transport, WorkerSockets,
+    self, Listener, ListenerState, PeerListenerState, TlsState, Transport, WorkerSockets,
 };
 use crate::metrics::{History, Metrics, Scrapes};
 use crate::notices::{self, SuppressedLines};
@@ -137,7 +137,7 @@ pub enum StartError {
     /// A directory, a file or a thread cannot be created.
     #[error("{what}: {source}")]
     System {
-        /// What failed.
+        /// The step that failed.
         what: String,
         /// The operating system's error.
         source: io::Error,
@@ -186,7 +186,8 @@ impl Node {
             }
             false => None,
         };
-        let entrance = peer_tls.clone().map(|tls| PeerEntrance::new(tls, config.peers.limits));
+        let peer_state =
+            peer_tls.clone().map(|tls| PeerListenerState::new(tls, config.peers.limits));
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
         // The second value lists running pools with new members; at start, no pool runs.
@@ -271,7 +272,7 @@ impl Node {
             listeners: ListenerState::new(
                 config.listen.limits.clone(),
                 tls.clone(),
-                entrance,
+                peer_state,
                 clock.clone(),
             ),
             flags,

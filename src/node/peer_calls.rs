@@ -17,7 +17,7 @@ pub(super) async fn run_peer_calls(shared: Arc<Shared>, mut calls: mpsc::Receive
         let answer = match (&call.method, &*call.path) {
             (&Method::GET, ANNOUNCEMENT_CALL) => (StatusCode::OK, shared.own_announcement()),
             (&Method::POST, PURGES_CALL) => {
-                // It waits for the disk. A peer makes one such call at a time.
+                // The call waits for the disk. A peer makes one such call at a time.
                 if let Ok(permit) = permits.clone().try_acquire_owned() {
                     tokio::spawn(take_purges(shared.clone(), call, permit));
                     continue;

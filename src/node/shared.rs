@@ -165,8 +165,8 @@ impl Shared {
         drop(checks);
         self.hot_forms.set(next.hot_forms.clone());
         self.listeners.set_limits(next.listen.limits.clone());
-        if let Some(entrance) = self.listeners.peers() {
-            entrance.set_limits(next.peers.limits);
+        if let Some(peer_state) = self.listeners.peers() {
+            peer_state.set_limits(next.peers.limits);
         }
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config);

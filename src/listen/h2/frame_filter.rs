@@ -66,11 +66,11 @@ struct HeaderBlock {
     ends_stream: bool,
 }
 
-/// What happens to the bytes that the h2 crate has not seen.
+/// The treatment of the bytes that the h2 crate has not seen.
 enum Verdict {
-    /// They pass.
+    /// The bytes pass.
     Pass,
-    /// They are held until the frame, or its header block, is complete.
+    /// The bytes are held until the frame, or its header block, is complete.
     Hold,
     /// These bytes pass instead.
     Replace(Vec<u8>),

@@ -192,7 +192,7 @@ struct Field {
     /// Bytes of the block before the value.
     name_wire_bytes: usize,
     value_bytes: usize,
-    /// Its name or its value is invalid.
+    /// The name or the value is invalid.
     is_invalid: bool,
 }
 
@@ -296,7 +296,7 @@ impl<'a> Text<'a> {
     /// The decoded string, for the few that must be compared or checked as UTF-8.
     fn decoded(&self) -> Vec<u8> {
         let mut decoded = Vec::with_capacity(self.bytes);
-        // It cannot fail: `Text::take` has decoded the string.
+        // The string can be decoded: `Text::take` has done so.
         let _ = self.each(|byte| decoded.push(byte));
         decoded
     }
@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn a_field_that_may_not_be_has_a_stand_in_of_its_size() {
         check_replacement(b"\x82\x00\x03x-a\x01b", None);
-        // What does not change the table is left out.
+        // A field that does not change the table is left out.
         check_replacement(b"\x82\x00\x03X-A\x01b\x84", Some(b"\x82\x84"));
         check_replacement(b"\x10\x00\x01b", Some(b""));
         check_replacement(b"\x00\x01a\x03b\nc", Some(b""));
@@ -474,7 +474,7 @@ mod tests {
         // Huffman: `A`, then a value with a NUL.
         check_replacement(b"\x00\x81\x87\x01b", Some(b""));
         check_replacement(b"\x00\x01a\x82\xff\xc7", Some(b""));
-        // What changes it is there in another spelling.
+        // A field that changes the table is there in another spelling.
         check_replacement(b"\x40\x03X-A\x02bc", Some(b"\x40\x03xxx\x02xx"));
         check_replacement(b"\x40\x00\x02bc", Some(b"\x40\x01x\x01x"));
         check_replacement(b"\x40\x03x-a\x02b\n", Some(b"\x40\x03x-a\x02xx"));

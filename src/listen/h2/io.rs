@@ -223,7 +223,7 @@ mod tests {
         assert!(std::pin::pin!(io.write(&[2])).poll(&mut cx).is_pending());
     }
 
-    /// What a client of h2's own making sends, with names and values that come again and go.
+    /// Checks the frames of the h2 crate's own client, with names and values that come again and go.
     #[tokio::test]
     async fn an_honest_client_is_at_no_fault() {
         let (ours, theirs) = duplex(1 << 16);

@@ -1,4 +1,4 @@
-//! Which streams of an HTTP/2 connection are open for frames from the client (RFC 9113 §5.1).
+//! The streams of an HTTP/2 connection that are open for frames from the client (RFC 9113 §5.1).
 
 use h2::Reason;
 

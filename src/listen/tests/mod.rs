@@ -39,7 +39,7 @@ struct Running {
     folder: tempfile::TempDir,
 }
 
-/// What the service saw, and what it waits for.
+/// The requests that the service saw, and the signal that it waits for.
 #[derive(Default)]
 struct Seen {
     requests: RefCell<Vec<String>>,
@@ -322,7 +322,7 @@ fn a_body_that_breaks_off_before_an_old_client_ends_with_a_reset() {
     });
 }
 
-/// What is beyond the length would be the next answer; what is short of it would swallow that.
+/// Bytes beyond the length would be read as the next answer; a body short of it would swallow that answer.
 #[test]
 fn a_body_of_another_length_than_promised_is_not_whole_and_the_last() {
     running(with(|_| {}), async |edge| {

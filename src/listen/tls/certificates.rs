@@ -32,8 +32,8 @@ pub(super) struct Certificates {
 impl Certificates {
     /// Reads all files. If two certificates have the same name, the first in the settings is used.
     pub(super) fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
-        let wanted = settings.default_certificate;
-        let mut names = CertificateNames::new(wanted);
+        let index = settings.default_certificate;
+        let mut names = CertificateNames::new(index);
         let (mut all, mut ends) = (Vec::new(), Vec::new());
         for files in &settings.certificates {
             let certified = load_pair(files)?;
@@ -46,8 +46,8 @@ impl Certificates {
             }
             all.push(Arc::new(certified));
         }
-        if wanted >= all.len() {
-            return Err(TlsError::Default { wanted, there: all.len() });
+        if index >= all.len() {
+            return Err(TlsError::Default { index, count: all.len() });
         }
         let refuse_misdirected = settings.refuse_misdirected;
         Ok(Self { all, names: Arc::new(names), ends, refuse_misdirected })

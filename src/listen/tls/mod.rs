@@ -62,7 +62,7 @@ pub enum TlsError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the file.
         reason: String,
     },
     /// The certificate and the key are not a pair.
@@ -77,13 +77,13 @@ pub enum TlsError {
     },
     /// The index of the default certificate is beyond the list.
     #[error(
-        "tls.default_certificate is {wanted}, but there are {there} certificates, counted from 0"
+        "tls.default_certificate is {index}, but there are {count} certificates, counted from 0"
     )]
     Default {
         /// The index in the settings, from zero.
-        wanted: usize,
+        index: usize,
         /// The number of certificates.
-        there: usize,
+        count: usize,
     },
     /// The self-signed certificate could not be generated.
     #[error("cannot generate a self-signed certificate: {0}")]

@@ -10,7 +10,7 @@ use crate::pem::validity;
 /// A certificate in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CertificateReport {
-    /// Its file.
+    /// The file of the certificate.
     pub file: PathBuf,
     /// The names that select it.
     pub names: Vec<String>,
