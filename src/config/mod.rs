@@ -12,6 +12,7 @@ mod flags;
 mod matches;
 mod mistakes;
 mod other_formats;
+mod overrides;
 mod reader;
 mod remedy;
 mod rooms;
@@ -26,11 +27,8 @@ mod tests;
 mod values;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-
-use toml::de::DeValue;
 
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
@@ -375,14 +373,23 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_fills(&root.section("fills"), &mut config.fills);
     rooms::read_hot_forms(&root.section("hot_forms"), &mut config.hot_forms);
     config.upstream.pools = rooms::read_pools(&root, config.node.coordinates);
-    flag_origins(reader, flags, &mut config.upstream.pools);
+    overrides::add_origins_of_flags(reader, flags, &mut config.upstream.pools);
     let pools: Vec<Arc<str>> =
         config.upstream.pools.iter().map(|pool| pool.settings.name.clone()).collect();
     let age_max = config.store.object_age_max;
     let peers = known_peers(&config, flags, has_bus);
     let (routes, silences) = sites::read_sites(&root, &pools, peers, age_max);
     config.routes = routes;
-    apply(reader, flags, &mut config);
+    let sites = &mut config.routes.sites;
+    overrides::override_sites(reader, flags, &config.upstream.pools, age_max, sites);
+    overrides::override_listeners(reader, flags, &mut config.listen.listeners);
+    let is_https = |it: &Listener| it.transport == Transport::Tls && it.address.port() == 443;
+    config.dns.has_https = config.listen.listeners.iter().any(is_https);
+    overrides::override_admin(reader, flags, &mut config.admin.address);
+    overrides::override_bus(reader, flags, &mut config.bus);
+    overrides::override_node(reader, flags, &mut config.node);
+    check_https_redirects(reader, &config);
+    check_admin_address(reader, flags, &config);
     rooms::check_peers(reader, &config);
     let has_tls = config.listen.listeners.iter().any(|one| one.transport == Transport::Tls);
     let certified = has_tls.then_some(&*certified);
@@ -405,111 +412,6 @@ fn known_peers(config: &Config, flags: &Flags, has_bus: bool) -> KnownPeers {
     KnownPeers {
         are_on: config.peers.is_on(),
         regions: regions.map(|others| others.into_iter().chain([own.into()]).collect()),
-    }
-}
-
-/// Adds the pool of `--origin` to those of the file.
-fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolDefinition>) {
-    let mut origins = Vec::new();
-    for url in &flags.origins {
-        match upstream::Origin::parse(url) {
-            Some(origin) => origins.push(origin),
-            None => {
-                let written = DeValue::String(url.as_str().into());
-                let remedy = remedy::origin(&written).map(|remedy| format!("; {remedy}"));
-                let expected = upstream::Origin::EXPECTED;
-                let remedy = remedy.unwrap_or_default();
-                reader.mistake_of(
-                    flags.source("--origin"),
-                    format!("expected {expected}, found {url:?}{remedy}"),
-                );
-            }
-        }
-    }
-    if origins.is_empty() {
-        return;
-    }
-    if pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL) {
-        let source = flags.source("--origin");
-        let message = format!(
-            "adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out {source}"
-        );
-        reader.mistake_of(source, message);
-    }
-    let mut pool = upstream::PoolDefinition::new(FLAG_POOL, origins);
-    // A user who gives just a URL expects requests to carry that host, not this node's.
-    pool.settings.host_header = upstream::HostHeader::Origin;
-    reader.record("--origin", &flags.origins);
-    pools.push(pool);
-}
-
-fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
-    if !flags.origins.is_empty()
-        && config.upstream.pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL)
-    {
-        config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
-        config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
-    }
-    if config.routes.sites.is_empty() && flags.origins.is_empty() {
-        let missing = match config.upstream.pools.is_empty() {
-            true => "[pools.NAME] with \"origins\" and [sites.NAME] with \"hosts\"",
-            false => "[sites.NAME] with \"hosts\"",
-        };
-        reader.nothing_to_serve(&format!(
-            "nothing to serve: add {missing} to the configuration file (--config), or start the node with --origin URL"
-        ));
-    }
-    let listeners = &mut config.listen.listeners;
-    if listeners.is_empty() && flags.http.is_empty() && flags.https.is_empty() {
-        listeners.extend([Listener::plain(HTTP), Listener::tls(HTTPS)]);
-    }
-    replace_listeners(listeners, Transport::Plain, &flags.http);
-    replace_listeners(listeners, Transport::Tls, &flags.https);
-    let addresses: Vec<String> = listeners.iter().map(listener_text).collect();
-    reader.record("listeners", &addresses);
-    let is_https = |it: &Listener| it.transport == Transport::Tls && it.address.port() == 443;
-    config.dns.has_https = listeners.iter().any(is_https);
-    if let Some(admin) = flags.admin {
-        config.admin.address = admin;
-        reader.record("admin.address", &admin);
-    }
-    check_https_redirects(reader, config);
-    check_admin_address(reader, flags, config);
-    if let Some(url) = &flags.redis {
-        match url.parse() {
-            Ok(url) => config.bus.redis = Some(url),
-            Err(expected) => reader.mistake_of(flags.source("--redis"), expected),
-        }
-        reader.record("bus.redis", &config.bus.redis);
-    }
-    let node = &mut config.node;
-    if let Some(directory) = &flags.data_dir {
-        node.data_directory.clone_from(directory);
-        reader.record("node.data_directory", directory);
-    }
-    if let Some(workers) = flags.workers {
-        let max = rooms::WORKERS_MAX;
-        if !(1..=max).contains(&workers) {
-            let message = format!("expected 1 to {max}, found {workers}");
-            reader.mistake_of(flags.source("--workers"), message);
-        }
-        node.workers = workers;
-        reader.record("node.workers", &workers);
-    }
-    if let Some(name) = &flags.name
-        && !rooms::is_plain_name(name)
-    {
-        let message = format!("expected {}, found {name:?}", rooms::PLAIN_NAME);
-        reader.mistake_of(flags.source("--name"), message);
-    }
-    for (flag, option, target) in [
-        (&flags.name, "node.name", &mut node.name),
-        (&flags.region, "node.region", &mut node.region),
-    ] {
-        if let Some(value) = flag {
-            target.clone_from(value);
-            reader.record(option, value);
-        }
     }
 }
 
@@ -553,45 +455,6 @@ fn check_admin_address(reader: &Reader<'_>, flags: &Flags, config: &Config) {
         ));
     }
 }
-
-/// A listener for people: `127.0.0.1:443 with TLS`, and what else it has.
-fn listener_text(listener: &Listener) -> String {
-    let Listener { address, transport, proxy_protocol, name } = listener;
-    let mut text = address.to_string();
-    if *transport == Transport::Tls {
-        text.push_str(" with TLS");
-    }
-    if *name != address.to_string() {
-        text.push_str(&format!(", name {name}"));
-    }
-    if !proxy_protocol.is_empty() {
-        let networks: Vec<String> = proxy_protocol.iter().map(ToString::to_string).collect();
-        text.push_str(&format!(", PROXY protocol from {}", networks.join(" ")));
-    }
-    text
-}
-
-/// Listens on the flags' addresses of a transport instead of those of the file, if there are any.
-fn replace_listeners(
-    listeners: &mut Vec<Listener>,
-    transport: Transport,
-    addresses: &[SocketAddr],
-) {
-    if addresses.is_empty() {
-        return;
-    }
-    listeners.retain(|listener| listener.transport != transport);
-    let of = |address| Listener { transport, ..Listener::plain(address) };
-    listeners.extend(addresses.iter().copied().map(of));
-}
-
-/// Default listen addresses: loopback, reachable from this machine only.
-const HTTP: SocketAddr = SocketAddr::new(LOOPBACK, 8080);
-const HTTPS: SocketAddr = SocketAddr::new(LOOPBACK, 8443);
-const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
-/// The name of the pool that `--origin` adds.
-const FLAG_POOL: &str = "origin";
 
 /// Options and tables of options in which the nodes of a fleet may differ: see [`Config::digest`].
 const OWN_TABLES: [&str; 10] =

@@ -4,6 +4,7 @@ mod include;
 mod newcomer;
 mod peers;
 
+use super::overrides::{HTTP, HTTPS};
 use super::*;
 use crate::listen::Transport;
 use crate::route::{Action, Forward};

@@ -3,10 +3,10 @@
 mod access;
 mod balance;
 mod connection;
-mod dns;
 mod health;
 mod hedge;
 mod members;
+mod resolver;
 mod retry;
 mod sticky;
 
@@ -24,7 +24,7 @@ use members::read_origins;
 use retry::read_retry;
 use sticky::read_sticky;
 
-pub(crate) use dns::{read_resolver, refuse_resolver_options};
+pub(crate) use resolver::{read_resolver, refuse_resolver_options};
 
 /// Reads the pools of a node at `node`.
 pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<PoolDefinition> {

@@ -1,4 +1,4 @@
-//! Reads `[resolver]`, which was in `[dns]` before there was a name server.
+//! Reads `[resolver]`. Its options were in `[dns]` before Skerry had a name server.
 
 use crate::config::reader::Section;
 use crate::upstream::DnsSettings;
