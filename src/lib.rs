@@ -62,7 +62,7 @@ pub use control::CALLS as ADMIN_CALLS;
 pub use control::tokens::token_line;
 pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
-pub use node::{Node, SourceAnswer, StartError, ask_sources};
+pub use node::{ListenAddress, Node, SourceAnswer, StartError, ask_sources};
 pub use peers::{CertificateOrder, IssuedCertificates, issue_certificates};
 pub use service_manager::{ServiceState, notify};
 

@@ -15,7 +15,7 @@ use skerry::cli::{
     top,
 };
 use skerry::config::{self, Flags};
-use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};
+use skerry::{Allocator, Clock, ListenAddress, Node, ServiceState, demo, notify, token_line};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -248,8 +248,8 @@ fn run(flags: Flags) -> Result<(), String> {
     let summary = format!("skerry {SHORT_VERSION}: node {name}, {workers} workers, {sites}");
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     tracing::info!("{summary}");
-    for (address, tls) in &node.listening {
-        let scheme = if *tls { "https" } else { "http" };
+    for ListenAddress { address, has_tls } in &node.listening {
+        let scheme = if *has_tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
     }
     for address in &node.peers {
@@ -320,8 +320,11 @@ fn run_demo() -> Result<(), String> {
     let data_dir = config.node.data_directory.clone();
     let disk_max = size_text(DEMO_DISK_BYTES as f64);
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
-    let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| at.port());
-    let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
+    let port = |has_tls| {
+        let listener = node.listening.iter().find(|listener| listener.has_tls == has_tls);
+        listener.map(|listener| listener.address.port()).unwrap_or_default()
+    };
+    let (http, https) = (port(false), port(true));
     // A single write, so that a reader that closes the pipe after one line does not end the demo.
     print(&format!(
         "\

@@ -3,17 +3,17 @@
 //! ```text
 //! config ─▶ Plan (gate, routes, pools) ─ArcSwap─▶ workers ◀─ sockets, store, fills, geo, log
 //!                                                   ▲
-//! admin API, housekeeping ── background runtime ────┘ (store, drain, reload)
+//! admin API, tasks ────────── background runtime ────┘ (store, drain, reload)
 //! ```
 
 mod actions;
 mod alarms;
+mod announcement;
+mod changed_files;
+mod config_history;
 mod deliveries;
 mod edge_nodes;
 mod fleet_view;
-mod history;
-mod housekeeping;
-mod membership;
 mod metrics;
 mod origin_states;
 mod origins;
@@ -65,8 +65,9 @@ use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
 use self::metrics::{NodeMetrics, ReloadRecord};
 use actions::run_purge_requests;
+use announcement::announcement;
+use config_history::ConfigHistory;
 use edge_nodes::{edge_nodes_at_start, region_table};
-use history::ConfigHistory;
 use origins::OriginMetrics;
 use peer_calls::run_peer_calls;
 use peer_metrics::PeerMetrics;
@@ -78,8 +79,8 @@ use workers::WorkerThreads;
 /// A running node. [`Node::drain`] and then [`Node::wait`] shut it down. Dropping it stops only the
 /// background tasks: the worker threads run until the process exits.
 pub struct Node {
-    /// The addresses of the listeners, and whether each has TLS.
-    pub listening: Vec<(SocketAddr, bool)>,
+    /// The listeners for clients.
+    pub listening: Vec<ListenAddress>,
     /// The addresses at which peers reach the node.
     pub peers: Vec<SocketAddr>,
     /// The addresses of the name server.
@@ -92,6 +93,15 @@ pub struct Node {
     workers: Vec<JoinHandle<()>>,
     background: Runtime,
     log: AccessLog,
+}
+
+/// Where a running node listens for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// The address, with the port that the system gave for port 0.
+    pub address: SocketAddr,
+    /// Whether the listener speaks TLS.
+    pub has_tls: bool,
 }
 
 /// Why a node cannot start.
@@ -171,22 +181,9 @@ impl Node {
         let admin_listener = background
             .block_on(TcpListener::bind(config.admin.address))
             .map_err(|source| StartError::Admin { address: config.admin.address, source })?;
-        let tls = match config
-            .listen
-            .listeners
-            .iter()
-            .any(|listener| listener.transport == Transport::Tls)
-        {
-            true => Some(TlsState::load(&config.listen.tls, directory, &clock)?),
-            false => None,
-        };
-        let peer_tls = match config.peers.is_on() {
-            true => {
-                Some(PeerTls::load(&config.peers.files, &config.node.name).map_err(peer_files)?)
-            }
-            false => None,
-        };
-        let peer_state =
+        let tls = client_tls(&config, &clock)?;
+        let peer_tls = peer_tls(&config)?;
+        let peer_listeners =
             peer_tls.clone().map(|tls| PeerListenerState::new(tls, config.peers.limits));
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
@@ -203,7 +200,7 @@ impl Node {
         // The purges that this node missed must be in force before it serves its first request.
         let parts = BusParts {
             name: config.node.name.clone(),
-            announcement: membership::announcement(&config),
+            announcement: announcement(&config),
             purges: purge_log,
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -218,7 +215,7 @@ impl Node {
             (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
         let (drain_trigger, drain) = listen::drain();
         let addresses =
-            listening.iter().map(|(address, _)| *address).chain(peers.clone()).collect();
+            listening.iter().map(|listener| listener.address).chain(peers.clone()).collect();
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
         let dns = config.upstream.dns.clone();
         let resolver = Resolver::new(dns, handle.clone(), metrics.background());
@@ -254,7 +251,7 @@ impl Node {
         );
         let hot_forms =
             hot_forms.map_err(system("cannot start the thread that codes hot forms"))?;
-        let clock_of_history = clock.clone();
+        let started_ms = unix_ms(clock.now());
         let publisher = peer_tls
             .clone()
             .map(|tls| RegionPublisher::new(&config, tls, bus.table(), clock.clone()));
@@ -272,7 +269,7 @@ impl Node {
             listeners: ListenerState::new(
                 config.listen.limits.clone(),
                 tls.clone(),
-                peer_state,
+                peer_listeners,
                 clock.clone(),
             ),
             flags,
@@ -307,9 +304,9 @@ impl Node {
             }),
             clock,
             recorder: metrics.background(),
-            history: History::new(metrics.clone(), unix_ms(clock_of_history.now())),
+            history: History::new(metrics.clone(), started_ms),
             recent_errors: log.recent_errors().clone(),
-            started_ms: unix_ms(clock_of_history.now()),
+            started_ms,
             config: Mutex::new(config),
         });
         metrics.register_collector(Box::new(NodeMetrics(Arc::downgrade(&shared))));
@@ -326,21 +323,11 @@ impl Node {
         background.spawn(api.run(admin_listener));
         background.spawn(run_peer_calls(shared.clone(), calls_of_peers));
         background.spawn(shared.clone().follow_fleet(view));
-        background.spawn(shared.clone().watch_files());
-        background.spawn(shared.clone().record_history());
-        background.spawn(shared.clone().save_origins());
-        background.spawn(shared.clone().announce_load());
-        background.spawn(shared.clone().deliver_purges());
         if let Some(publisher) = publisher {
             background.spawn(shared.clone().follow_region(publisher));
         }
         shared.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
-        background.spawn(shared.clone().follow_node_table());
-        background.spawn(shared.clone().probe_regions());
-        if let Some(tls) = &shared.tls {
-            background.spawn(tls.clone().watch());
-        }
-        background.spawn(notices::sweep_forever());
+        spawn_tasks(&shared, handle);
         let admin_tls = shared.admin_tls.is_some();
         Ok(Self { listening, peers, dns, admin, admin_tls, shared, workers, background, log })
     }
@@ -387,6 +374,7 @@ impl Node {
     }
 }
 
+/// Makes a [`StartError::System`] of an operating system's error.
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     let what = what.into();
     move |source| StartError::System { what, source }
@@ -395,6 +383,29 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
 fn background_runtime() -> io::Result<Runtime> {
     let mut threads = Builder::new_multi_thread();
     threads.worker_threads(BACKGROUND_THREADS).thread_name("background").enable_all().build()
+}
+
+/// The certificates of the listeners for clients, if one of them has TLS.
+fn client_tls(config: &Config, clock: &Clock) -> Result<Option<Arc<TlsState>>, StartError> {
+    let listeners = &config.listen.listeners;
+    if !listeners.iter().any(|listener| listener.transport == Transport::Tls) {
+        return Ok(None);
+    }
+    let directory = &config.node.data_directory;
+    Ok(Some(TlsState::load(&config.listen.tls, directory, clock)?))
+}
+
+/// The certificates of the peer link, if it is configured.
+fn peer_tls(config: &Config) -> Result<Option<Arc<PeerTls>>, StartError> {
+    if !config.peers.is_on() {
+        return Ok(None);
+    }
+    let tls = PeerTls::load(&config.peers.files, &config.node.name).map_err(peer_files)?;
+    Ok(Some(tls))
+}
+
+fn peer_files(error: PeerFileError) -> StartError {
+    StartError::PeerFiles(format!("{}: {}", error.option, error.reason))
 }
 
 /// The tokens and the certificates of the admin API, if they are configured.
@@ -406,14 +417,15 @@ fn admin_files(settings: &admin::Settings) -> Result<AdminFiles, String> {
 
 type AdminFiles = (Option<Arc<TokenFile>>, Option<Arc<AdminTls>>);
 
-/// The addresses of the listeners for clients, and whether each has TLS; and of those for peers.
-fn listening(sockets: &[WorkerSockets]) -> (Vec<(SocketAddr, bool)>, Vec<SocketAddr>) {
+/// The listeners for clients, and the addresses of those for peers.
+fn listening(sockets: &[WorkerSockets]) -> (Vec<ListenAddress>, Vec<SocketAddr>) {
     let (mut clients, mut peers) = (Vec::new(), Vec::new());
     for listener in sockets.first().into_iter().flat_map(WorkerSockets::listeners) {
+        let address = listener.address;
         match listener.transport {
-            Transport::Plain => clients.push((listener.address, false)),
-            Transport::Tls => clients.push((listener.address, true)),
-            Transport::Peers => peers.push(listener.address),
+            Transport::Plain => clients.push(ListenAddress { address, has_tls: false }),
+            Transport::Tls => clients.push(ListenAddress { address, has_tls: true }),
+            Transport::Peers => peers.push(address),
         }
     }
     (clients, peers)
@@ -426,8 +438,19 @@ fn with_peer_listeners(config: &Config) -> listen::Settings {
     settings
 }
 
-fn peer_files(error: PeerFileError) -> StartError {
-    StartError::PeerFiles(format!("{}: {}", error.option, error.reason))
+/// Starts the tasks that run as long as the node does.
+fn spawn_tasks(shared: &Arc<Shared>, background: &Handle) {
+    background.spawn(shared.clone().watch_files());
+    background.spawn(shared.clone().record_history());
+    background.spawn(shared.clone().save_origins());
+    background.spawn(shared.clone().announce_load());
+    background.spawn(shared.clone().deliver_purges());
+    background.spawn(shared.clone().follow_node_table());
+    background.spawn(shared.clone().probe_regions());
+    if let Some(tls) = &shared.tls {
+        background.spawn(tls.clone().watch());
+    }
+    background.spawn(notices::sweep_forever());
 }
 
 /// Length of each worker's queue of the node's own requests: prefetches, and refreshes after a purge.
@@ -436,4 +459,5 @@ const INTERNAL_REQUESTS_MAX: usize = 64;
 const PURGES_MAX: usize = 256;
 /// Calls of peers that may wait; the next ones are refused with 503.
 const PEER_CALLS_MAX: usize = 256;
+/// Threads of the background runtime. Two, so that a call that blocks one briefly holds up no other task.
 const BACKGROUND_THREADS: usize = 2;

@@ -1,5 +1,6 @@
-//! The state of a node for the dashboard: `GET /overview` and `GET /certificates`.
+//! The state of a node for the dashboard: `GET /overview` and `GET /certificates`, and the samples of its history.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,6 +15,14 @@ use crate::respond::ErrorExample;
 use crate::upstream::HealthClass;
 
 impl Shared {
+    /// Adds a sample to the history once in [`History::PERIOD`], as long as the node runs.
+    pub(super) async fn record_history(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(History::PERIOD).await;
+            self.history.sample(unix_ms(self.clock.now()));
+        }
+    }
+
     /// The response of `GET /overview`.
     pub(super) fn overview_report(&self, query: OverviewQuery) -> Value {
         let now_ms = unix_ms(self.clock.now());

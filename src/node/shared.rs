@@ -7,8 +7,8 @@ use arc_swap::ArcSwap;
 use geo::Geo;
 use tokio::sync::{mpsc, watch};
 
-use super::history::ConfigHistory;
-use super::membership;
+use super::announcement;
+use super::config_history::ConfigHistory;
 use super::metrics::ReloadRecord;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
@@ -165,8 +165,8 @@ impl Shared {
         drop(checks);
         self.hot_forms.set(next.hot_forms.clone());
         self.listeners.set_limits(next.listen.limits.clone());
-        if let Some(peer_state) = self.listeners.peers() {
-            peer_state.set_limits(next.peers.limits);
+        if let Some(peers) = self.listeners.peers() {
+            peers.set_limits(next.peers.limits);
         }
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config);
@@ -183,7 +183,7 @@ impl Shared {
         // The next reload is compared with the running configuration, not with the last file.
         *config = next.reloaded_over(&config);
         self.publish_edge_nodes(&config.dns.nodes);
-        self.bus.announce(|announcement| membership::follow_config(announcement, &config));
+        self.bus.announce(|own| announcement::follow_config(own, &config));
         Ok(changes)
     }
 

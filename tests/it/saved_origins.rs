@@ -41,7 +41,7 @@ fn restart(text: &str, file: &Path, clock: Clock) -> Restarted {
 
 impl Restarted {
     fn get(&self, target: &str) -> crate::harness::Response {
-        exchange(self.node.listening[0].0, "edge.test", target, &[])
+        exchange(self.node.listening[0].address, "edge.test", target, &[])
     }
 
     /// The state of the sources of the first pool.

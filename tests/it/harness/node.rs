@@ -65,9 +65,12 @@ impl Edge {
         let clock = Clock::system();
         let config = config::load(&flags).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let node = Node::start(config, flags, clock.clone()).expect("the node starts");
-        let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| *at);
-        let http = at(false).expect("a listener without TLS");
-        Self { http, https: at(true), admin: node.admin, node, clock, folder }
+        let address = |has_tls| {
+            let listener = node.listening.iter().find(|listener| listener.has_tls == has_tls);
+            listener.map(|listener| listener.address)
+        };
+        let http = address(false).expect("a listener without TLS");
+        Self { http, https: address(true), admin: node.admin, node, clock, folder }
     }
 
     /// Sends a `GET` request for `edge.test` on a new connection.

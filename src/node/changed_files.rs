@@ -1,13 +1,11 @@
 //! Files that are read again when they change: the certificates of the admin API and of the peer link, tokens,
-//! the GeoIP databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`. Also the
-//! samples of the history.
+//! the GeoIP databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::shared::Shared;
-use crate::clock::unix_ms;
-use crate::metrics::{History, Metric};
+use crate::metrics::Metric;
 
 impl Shared {
     /// Reloads changed files every [`PERIOD`], as long as the node runs.
@@ -21,14 +19,6 @@ impl Shared {
                     PERIOD.as_secs()
                 );
             }
-        }
-    }
-
-    /// Adds a sample to the history once in [`History::PERIOD`], as long as the node runs.
-    pub(super) async fn record_history(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(History::PERIOD).await;
-            self.history.sample(unix_ms(self.clock.now()));
         }
     }
 
