@@ -1,5 +1,5 @@
-//! Checks the pages of the documentation: links lead somewhere, every page is in the table of contents, and every
-//! configuration is valid.
+//! Checks the pages of the documentation: links lead somewhere, every page is in the table of contents, every
+//! configuration is valid, and the indexes of rooms and of tests are complete.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -90,6 +90,38 @@ fn every_page_is_in_the_table_of_contents_once() {
     let mut pages = markdown::pages_in(Path::new("docs"));
     pages.retain(|page| page != summary);
     assert_eq!(listed, pages, "{SUMMARY} on the left, the folder on the right");
+}
+
+#[test]
+fn every_file_of_tests_is_in_their_index() {
+    let index = fs::read_to_string("tests/README.md").expect("the index of tests");
+    let rows: BTreeSet<_> = index.lines().filter_map(|line| line.strip_prefix("| `")).collect();
+    let rows = rows.iter().filter_map(|row| row.split_once('`')).map(|(name, _)| name.to_owned());
+    let listed: BTreeSet<_> = rows.filter(|name| name.ends_with(".rs")).collect();
+    let files = names_in("tests/it").into_iter().filter(|name| name.ends_with(".rs"));
+    let files: BTreeSet<_> = files.filter(|name| name != "main.rs").collect();
+    let odd: Vec<_> = listed.symmetric_difference(&files).collect();
+    assert!(odd.is_empty(), "in tests/README.md or tests/it, and not in both: {odd:?}");
+}
+
+#[test]
+fn every_room_is_in_the_architecture() {
+    let page = fs::read_to_string("docs/ARCHITECTURE.md").expect("the architecture");
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let rooms = names_in("src").into_iter().filter(|name| !name.ends_with(".rs"));
+    let missing: Vec<_> =
+        rooms.filter(|room| !rows.iter().any(|row| row.contains(&format!("`{room}/`")))).collect();
+    assert!(
+        missing.is_empty(),
+        "folders of src without a row in docs/ARCHITECTURE.md: {missing:?}"
+    );
+}
+
+/// The names of the files and folders in a folder.
+fn names_in(folder: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).expect("the folder can be read");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+    entries.map(name).map(|name| name.into_string().expect("a name in UTF-8")).collect()
 }
 
 #[test]

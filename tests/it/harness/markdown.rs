@@ -11,6 +11,7 @@ pub fn pages() -> Vec<PathBuf> {
         "SECURITY.md",
         "deploy/README.md",
         "deploy/ansible/README.md",
+        "tests/README.md",
     ];
     others.iter().map(PathBuf::from).chain(pages_in(Path::new("docs"))).collect()
 }
