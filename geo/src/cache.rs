@@ -1,7 +1,7 @@
 //! Places by the records they were decoded from, so that a record is decoded once.
 //!
-//! A fixed number of slots, two for each key; a newcomer takes the place of who was there. No
-//! lock, no bookkeeping: a lost entry costs one decoding.
+//! A fixed number of slots, two for each key; a new entry replaces one of its two. No lock, no
+//! bookkeeping: a lost entry costs one decoding.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl<const N: usize> Cache<N> {
         Self { slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect() }
     }
 
-    /// The place of this key, from `decode` when it is not here.
+    /// The place of this key, from `decode` if no slot has it.
     pub(crate) fn place(&self, key: &Key<N>, decode: impl FnOnce() -> Place) -> Place {
         let [first, second] = slots_of(key);
         for slot in [first, second] {
