@@ -7,6 +7,7 @@
 mod absence; // members without a heartbeat for long
 mod announcement;
 mod heartbeat; // the row that every build writes at each heartbeat
+mod heartbeat_schedule; // when a node sends them
 mod liveness; // static peers, and nodes while Redis is away
 mod load;
 mod owner;
@@ -18,6 +19,7 @@ pub(crate) use self::announcement::{
     ADDRESSES_MAX, Announcement, PeerEndpoint, Readiness, WEIGHT_MAX,
 };
 pub(crate) use self::heartbeat::{DuplicateNameDetector, Heartbeat};
+pub(crate) use self::heartbeat_schedule::HeartbeatSchedule;
 pub(crate) use self::liveness::{CheckRecord, nodes_to_check, with_checks};
 pub(crate) use self::load::LoadMeter;
 pub(crate) use self::owner::owners;

@@ -90,25 +90,27 @@ impl Shared {
         let mut table = self.nodes.clone();
         loop {
             table.mark_unchanged();
-            self.publish_edge_nodes(&self.config().dns.nodes.clone());
+            // The configuration stays locked meanwhile: a reload must not publish in between.
+            self.publish_edge_nodes(&self.config().dns.nodes);
             if table.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Publishes the nodes of the table and `configured` to the name server and to redirects, if they have changed.
+    /// Publishes the nodes of the table and `configured` to the name server and to redirects, if they have changed. The table is
+    /// read in the turn of this publication, so that none can bring back nodes from before another one.
     pub(super) fn publish_edge_nodes(&self, configured: &[EdgeNode]) {
-        let table = self.nodes.borrow().clone();
-        let count = table.members().len() + configured.len();
-        let nodes = edge_nodes(configured, &table);
-        let regions = region_table(&nodes, &self.regions.load().own);
-        if **self.regions.load() != regions {
-            self.regions.store(Arc::new(regions));
-        }
         self.edge_nodes.send_if_modified(|current| {
+            let table = self.nodes.borrow().clone();
+            let nodes = edge_nodes(configured, &table);
+            let regions = region_table(&nodes, &self.regions.load().own);
+            if **self.regions.load() != regions {
+                self.regions.store(Arc::new(regions));
+            }
             let is_changed = **current != *nodes;
             if is_changed {
+                let count = table.members().len() + configured.len();
                 if nodes.len() == NODES_MAX && count > NODES_MAX {
                     tracing::warn!(
                         "the name server answers the first {NODES_MAX} nodes only, in the order of their names"

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{Cmd, RedisResult};
 
 use super::connection::{RedisConnection, new_epoch, parse_id, sha1};
 use super::record::StreamHead;
@@ -51,8 +51,40 @@ pub(super) struct HeartbeatReply {
     pub previous: Heartbeat,
     /// The rows of the node table that have changed.
     pub page: TablePage,
-    /// Time until the first node will be out, unless it sends a heartbeat before.
+    /// Time from the heartbeat's arrival until the first node will be out, unless that one sends a heartbeat before.
     pub next_out: Duration,
+}
+
+/// The reply of the script.
+pub(super) type RawReply = (String, u64, String, u64, String, u64, Vec<RawRow>, u64);
+/// Name, version, heartbeat, announcement, and whether it has not missed three heartbeats.
+type RawRow = (String, u64, String, String, bool);
+
+impl HeartbeatReply {
+    /// Reads the reply to a heartbeat that asked for rows above the version `since`.
+    pub(super) fn read(since: u64, reply: RawReply) -> RedisResult<Self> {
+        let (epoch, number, id, now_ms, previous, version, rows, next_out_ms) = reply;
+        let is_last = rows.len() < PAGE_ROWS;
+        let row = |(name, version, heartbeat, announcement, is_live): RawRow| MemberRow {
+            name: name.into(),
+            version,
+            heartbeat: (!heartbeat.is_empty()).then(|| parse_heartbeat(&heartbeat)),
+            announcement: Announcement::parse(&announcement),
+            is_live,
+        };
+        Ok(Self {
+            head: StreamHead { epoch, number, id: parse_id(&id)? },
+            previous: parse_heartbeat(&previous).1,
+            page: TablePage {
+                since,
+                version,
+                now_ms,
+                rows: rows.into_iter().map(row).collect(),
+                is_last,
+            },
+            next_out: Duration::from_millis(next_out_ms),
+        })
+    }
 }
 
 /// A node's last heartbeat, with its age by the Redis clock.
@@ -77,8 +109,21 @@ impl RedisConnection {
         version: u64,
     ) -> RedisResult<HeartbeatReply> {
         let mut command = redis::cmd("EVALSHA");
+        command.arg(sha1(HEARTBEAT));
+        self.add_heartbeat(&mut command, own, limits, version);
+        HeartbeatReply::read(version, command.query_async(self).await?)
+    }
+
+    /// Adds the keys and arguments of the script.
+    pub(super) fn add_heartbeat(
+        &self,
+        command: &mut Cmd,
+        own: &OwnRow<'_>,
+        limits: BeatLimits,
+        version: u64,
+    ) {
         let keys = &self.keys;
-        command.arg(sha1(HEARTBEAT)).arg(5).arg(&keys.state).arg(&keys.nodes).arg(&keys.members);
+        command.arg(5).arg(&keys.state).arg(&keys.nodes).arg(&keys.members);
         command.arg(&keys.beats).arg(&keys.changes);
         command.arg(new_epoch()).arg(own.name);
         command.arg(own.heartbeat.to_text()).arg(own.announcement.to_text());
@@ -86,30 +131,6 @@ impl RedisConnection {
         for limit in [limits.missed_after, limits.quiet_after, limits.quiet_for] {
             command.arg(limit.as_millis() as u64);
         }
-        type Row = (String, u64, String, String, bool);
-        type Reply = (String, u64, String, u64, String, u64, Vec<Row>, u64);
-        let (since, reply): (u64, Reply) = (version, command.query_async(self).await?);
-        let (epoch, number, id, now_ms, previous, version, rows, next_out_ms) = reply;
-        let is_last = rows.len() < PAGE_ROWS;
-        let row = |(name, version, heartbeat, announcement, is_live): Row| MemberRow {
-            name: name.into(),
-            version,
-            heartbeat: (!heartbeat.is_empty()).then(|| parse_heartbeat(&heartbeat)),
-            announcement: Announcement::parse(&announcement),
-            is_live,
-        };
-        Ok(HeartbeatReply {
-            head: StreamHead { epoch, number, id: parse_id(&id)? },
-            previous: parse_heartbeat(&previous).1,
-            page: TablePage {
-                since,
-                version,
-                now_ms,
-                rows: rows.into_iter().map(row).collect(),
-                is_last,
-            },
-            next_out: Duration::from_millis(next_out_ms),
-        })
     }
 
     /// Removes a node from the fleet.

@@ -412,24 +412,33 @@ impl Inner {
 
     /// Publishes the table to the other rooms, if it or this node has changed.
     pub(super) fn publish_table(&self, table: &TableReader, is_incomplete: bool, is_changed: bool) {
-        let own = self.own_member();
-        let has_changed = |current: &NodeTable| {
-            is_changed
-                || current.is_incomplete != is_incomplete
-                || current.get(&own.name) != Some(&own)
-        };
-        if !has_changed(&self.table.borrow()) {
-            return;
-        }
-        let mut table = table.table(own);
-        table.is_incomplete = is_incomplete;
-        self.replace_table(table);
+        self.replace_table(|current, own| {
+            let is_current = !is_changed
+                && current.is_incomplete == is_incomplete
+                && current.get(&own.name) == Some(&own);
+            (!is_current).then(|| {
+                let mut next = table.table(own);
+                next.is_incomplete = is_incomplete;
+                next
+            })
+        });
     }
 
-    pub(super) fn replace_table(&self, table: NodeTable) {
-        self.gauges.report_members(&table);
-        self.table.send_replace(Arc::new(table));
-        self.notify_all_waiters();
+    /// Replaces the table by the one that `next` makes of it and of this node as it is now. `None`: it stays. All replacements
+    /// take turns: none can bring back a table from before another one.
+    pub(super) fn replace_table(
+        &self,
+        next: impl FnOnce(&NodeTable, FleetMember) -> Option<NodeTable>,
+    ) {
+        let is_replaced = self.table.send_if_modified(|current| {
+            let Some(next) = next(current, self.own_member()) else { return false };
+            self.gauges.report_members(&next);
+            *current = Arc::new(next);
+            true
+        });
+        if is_replaced {
+            self.notify_all_waiters();
+        }
     }
 
     pub(super) fn publish_progress(&self) -> MutexGuard<'_, PublishProgress> {

@@ -404,11 +404,9 @@ impl Bus {
     /// Sets the announcement of this node. The other nodes read it after the next heartbeat.
     pub(crate) fn announce(&self, change: impl FnOnce(&mut Announcement)) {
         change(&mut self.inner.announcement());
-        let own = self.inner.own_member();
-        let table = self.table();
-        if table.get(&own.name) != Some(&own) {
-            self.inner.replace_table(table.with(own));
-        }
+        self.inner.replace_table(|table, own| {
+            (table.get(&own.name) != Some(&own)).then(|| table.with(own))
+        });
     }
 
     /// Announces at once, and not at the next heartbeat, that this node drains.

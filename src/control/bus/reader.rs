@@ -17,6 +17,7 @@ use super::record::{
     cursor_after_gap,
 };
 use crate::cache::PurgeScope;
+use crate::fleet::HeartbeatSchedule;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::{BusCursor, EntryId, PurgeError};
@@ -88,28 +89,22 @@ impl Reader {
         connection.load_scripts().await?;
         self.inner.gauges.connected.set(1);
         self.membership.begin_session();
-        let mut next_heartbeat = tokio::time::Instant::now();
-        // A heartbeat between two regular ones, which leaves the times of those as they are.
-        let mut next_out = next_heartbeat;
+        let mut schedule = HeartbeatSchedule::new(interval, self.inner.clock.instant());
         loop {
             if self.inner.has_left.load(Ordering::Relaxed) {
                 return std::future::pending().await;
             }
-            if tokio::time::Instant::now() >= next_heartbeat.min(next_out) {
-                let until_out = self.send_heartbeat(&mut connection).await?;
-                let now = tokio::time::Instant::now();
-                next_out = now + until_out;
-                if now >= next_heartbeat {
-                    next_heartbeat = now + interval;
-                }
+            let sent_at = self.inner.clock.instant();
+            if sent_at >= schedule.due_at() {
+                let next_out = self.send_heartbeat(&mut connection).await?;
+                schedule.record_answer(sent_at, self.inner.clock.instant(), next_out);
             }
             if planted::has(Bug::StreamUnread) {
                 tokio::time::sleep(interval).await;
                 continue;
             }
             let Some(cursor) = &self.cursor else { continue };
-            let wake_at = next_heartbeat.min(next_out);
-            let block = wake_at.saturating_duration_since(tokio::time::Instant::now());
+            let block = schedule.due_at().saturating_duration_since(self.inner.clock.instant());
             let entries = connection.read(cursor.id, self.read_count, block).await?;
             self.inner.record_contact();
             self.read_count = next_count(&entries, self.read_count);
@@ -147,8 +142,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced. Returns the time until
-    /// the first node is out for want of heartbeats, so that this node learns of it then.
+    /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced. Returns the time from its arrival
+    /// until the first node is out for want of heartbeats.
     async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<Duration> {
         self.confirmed = Some(self.inner.publish_progress().position());
         let reply = self.membership.exchange(connection, self.cursor.as_ref()).await?;

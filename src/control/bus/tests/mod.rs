@@ -2,6 +2,7 @@
 //! cut off or replaced. Skipped, loudly, where there is no `redis-server`.
 
 mod deliveries;
+mod expiry;
 mod loss;
 mod members;
 mod scale;
