@@ -199,6 +199,46 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_is_broken_in_one_direction_is_one_vote_of_its_region() {
+        // eu does not reach us, and us reaches eu.
+        check(&["e1 eu u1", "u1 us", "a1 ap"], &[]);
+        check(&["e1 eu u1", "u1 us", "a1 ap u1"], &["u1"]);
+        // Each region fails to reach the next one: nobody is unreachable for most others.
+        check(&["e1 eu u1", "u1 us a1", "a1 ap e1"], &[]);
+    }
+
+    #[test]
+    fn only_ready_nodes_vote_and_only_nodes_that_may_get_clients_are_voted_on() {
+        let nodes = ["e1 eu", "u1 us e1", "a1 ap e1", "s1 sa"];
+        let found = |name: &str, change: &dyn Fn(&mut FleetMember)| {
+            let members = table(&nodes).members().to_vec().into_iter().map(|mut member| {
+                if *member.name == *name {
+                    change(&mut member);
+                }
+                member
+            });
+            let table = NodeTable::new(members.collect());
+            let names: Vec<String> =
+                table.unreachable_nodes().iter().map(ToString::to_string).collect();
+            let is_probed = |node: &str| {
+                let targets = ["e1", "u1", "a1", "s1"].map(|own| table.probe_targets(own));
+                targets.concat().iter().any(|target| *target.name == *node)
+            };
+            (names, is_probed(name))
+        };
+        let out = |member: &mut FleetMember| member.readiness = Readiness::Out;
+        let draining = |member: &mut FleetMember| member.readiness = Readiness::Draining;
+        let private = |member: &mut FleetMember| member.announcement.addresses.clear();
+        assert_eq!(found("none", &out), (vec!["e1".to_owned()], false));
+        // The row of a node without heartbeats is stale, and a region that drains is about to go.
+        assert_eq!(found("a1", &out), (vec![], false));
+        assert_eq!(found("a1", &draining), (vec![], true));
+        assert_eq!(found("e1", &draining), (vec!["e1".to_owned()], true));
+        assert_eq!(found("e1", &out), (vec![], false));
+        assert_eq!(found("e1", &private), (vec![], false));
+    }
+
+    #[test]
     fn each_node_is_probed_by_one_node_of_each_other_region() {
         let table = table(&["e1 eu", "e2 eu", "e3 eu -", "u1 us", "u2 us", "a1 ap"]);
         let names = |own: &str| {
