@@ -220,6 +220,7 @@ table! {
     DnsServerNotReady, Counter, "dns_server_not_ready", "Answers that name nodes which are not ready, because none is.";
     DnsServerTcpConnections, Gauge, "dns_server_tcp_connections", "Open TCP connections of the name server.";
     DnsServerTcpRefused, Counter, "dns_server_tcp_refused", "TCP connections of the name server closed at once because a limit was reached.";
+    DnsServerTcpReplaced, Counter, "dns_server_tcp_replaced", "TCP connections of the name server closed for a new one, because all were in use and they had waited longest for a query.";
     DnsServerLogDropped, Counter, "dns_server_query_log_dropped", "Lines of the query log dropped because the writer fell behind.";
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     PeerConnections, Gauge, "peer_connections", "Open connections of other nodes of the fleet.";

@@ -48,6 +48,17 @@ pub(super) struct Entry {
     pub edge: Option<u32>,
     /// The entry of the wildcard below this name.
     wildcard: Option<u32>,
+    /// If the name is a zone's own and a zone above it is served here, too: that one's side of the zone cut.
+    pub parent: Option<Box<ParentSide>>,
+}
+
+/// The records of a zone above at the name of a zone below it that is served here, too.
+#[derive(Debug)]
+pub(super) struct ParentSide {
+    /// The index of the zone above in [`Catalog::zones`].
+    pub zone: u16,
+    /// Its records DS, over which it has authority and the zone below does not (RFC 4035 §3.1.4.1).
+    pub ds: Option<RecordSet>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +184,27 @@ impl Catalog {
         sets.filter(|set| set.kind == A || set.kind == AAAA)
     }
 
+    /// The mistake of a record at or below the cut to a zone that is served elsewhere, or of a DS that is at none.
+    fn mistake_at_cut(&self, record: &ZoneRecord, entry: &Entry) -> Option<String> {
+        let belongs_to_cut = [NS, A, AAAA, DS].contains(&record.kind);
+        match entry.authority {
+            Authority::Own if record.kind == DS => Some(
+                "has a record DS and no delegation: it belongs beside the records NS of a signed zone below; that of this zone itself belongs into the zone above".to_owned(),
+            ),
+            Authority::Delegated | Authority::Below { .. } if !belongs_to_cut || entry.edge.is_some() => Some(
+                "is delegated by a record NS, so that the name servers named there answer for it: leave the record out".to_owned(),
+            ),
+            Authority::Delegated if record.kind == NS => {
+                let server = &record.content;
+                let needs_address = name::is_within(server, &record.owner);
+                (needs_address && self.addresses(server).next().is_none()).then(|| {
+                    format!("is delegated to {0}, which nobody finds without its address: add \"{0} A …\" or \"{0} AAAA …\" (glue)", name::to_text(server))
+                })
+            }
+            _ => None,
+        }
+    }
+
     /// Every name with its entry, those of a zone together and each below its parent.
     pub(super) fn sorted(&self) -> Vec<(&[u8], &Entry)> {
         let entry = |at: &u32| &self.entries[*at as usize];
@@ -184,6 +216,14 @@ impl Catalog {
             (entry.zone, labels)
         });
         names
+    }
+
+    /// The side of the zone above, if there is one, of the cut to the zone `apex`, which has no names yet.
+    fn parent_side(&self, apex: &[u8]) -> Option<ParentSide> {
+        let mut above = name::label_starts(apex).filter_map(|start| self.entry(&apex[start..]));
+        let zone = above.next()?.zone;
+        let ds = self.entry(apex).and_then(|entry| entry.set(DS)).cloned();
+        Some(ParentSide { zone, ds })
     }
 
     /// Removes the names of a zone above that are in `apex`, which is a zone of its own.
@@ -209,6 +249,7 @@ impl Catalog {
                     sets: Vec::new(),
                     edge: None,
                     wildcard: None,
+                    parent: None,
                 });
             }
         }
@@ -283,6 +324,7 @@ impl Builder {
             return self.mistake(None, format!("there are two zones named {:?}", zone.name));
         }
         // This zone, no longer a zone above it, answers for these names.
+        let parent = catalog.parent_side(&apex);
         catalog.forget_below(&apex);
         self.apexes.push(apex.clone());
         let mut own = Vec::new();
@@ -309,6 +351,7 @@ impl Builder {
                 self.add(catalog, &apex, Some(at), record);
             }
         }
+        catalog.entry_mut(self.zone, &apex, apex.len()).parent = parent.map(Box::new);
         for (at, edge) in zone.edges.iter().enumerate() {
             let number = catalog.edges.len() as u32;
             catalog.edges.push((self.zone, at));
@@ -370,6 +413,11 @@ impl Builder {
                     Some(at),
                     format!("{owner} is an edge name, whose addresses are those of nodes"),
                 );
+            }
+            if usize::from(entry.zone) == self.zone
+                && let Some(message) = catalog.mistake_at_cut(record, entry)
+            {
+                self.mistake(Some(at), format!("{owner} {message}"));
             }
             // A zone above one that is served here may still hold its delegation.
             let is_delegation = [NS, A, AAAA, DS].contains(&record.kind);

@@ -184,14 +184,6 @@ impl Flags {
     }
 }
 
-/// A response of a header alone, to a query that could not be parsed.
-pub(super) fn header_only(out: &mut [u8], start: [u8; 4], rcode: Rcode) -> usize {
-    out[..HEADER].fill(0);
-    let flags = Flags { start, authoritative: false, truncated: false };
-    out[..4].copy_from_slice(&flags.encode(rcode));
-    HEADER
-}
-
 /// Turns a complete response into a truncated one without records, and returns its length. The OPT record,
 /// which begins at `opt_start`, is kept.
 pub(super) fn cut_to_truncated(

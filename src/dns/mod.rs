@@ -32,6 +32,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod zone_text;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use name::from_text as wire_name;

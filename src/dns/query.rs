@@ -66,12 +66,14 @@ pub(super) enum Unanswerable {
     /// Too short for a header, or a response: there is no sender to answer, or two servers would
     /// answer each other without end.
     Silence,
-    /// A response of a header alone.
+    /// A response without question and records, with an OPT record if the message has one (RFC 6891 §6.1.1, §7).
     Header {
         /// The first four bytes of the message.
         start: [u8; 4],
         /// FORMERR or NOTIMP.
         rcode: Rcode,
+        /// The flag DO of the message's OPT record. `None`: there is none.
+        dnssec_ok: Option<bool>,
     },
 }
 
@@ -86,16 +88,16 @@ impl<'a> Query<'a> {
         if header[2] & QR != 0 {
             return Err(Unanswerable::Silence);
         }
+        let refused = |rcode| Unanswerable::Header { start, rcode, dnssec_ok: dnssec_ok(message) };
         if header[2] & OPCODE != 0 {
-            return Err(Unanswerable::Header { start, rcode: Rcode::NotImplemented });
+            return Err(refused(Rcode::NotImplemented));
         }
-        Self::parse_sections(message, start)
-            .ok_or(Unanswerable::Header { start, rcode: Rcode::FormatError })
+        Self::parse_sections(message, start).ok_or_else(|| refused(Rcode::FormatError))
     }
 
     fn parse_sections(message: &'a [u8], start: [u8; 4]) -> Option<Self> {
-        let count = |at: usize| usize::from(u16::from_be_bytes([message[at], message[at + 1]]));
-        let (questions, others, additional) = (count(4), count(6) + count(8), count(10));
+        let [questions, answers, authorities, additional] = counts(message)?;
+        let others = answers + authorities;
         let mut at = HEADER;
         let (mut question, mut kind, mut class) = (&message[..0], 0, 0);
         if questions > 1 {
@@ -128,6 +130,31 @@ impl<'a> Query<'a> {
         let is_complete = questions == 1 || has_cookie;
         is_complete.then_some(Self { start, question, kind, class, edns })
     }
+}
+
+/// The flag DO of the first OPT record of a message that cannot be answered, whatever else is wrong with it. `None`: none
+/// can be found.
+fn dnssec_ok(message: &[u8]) -> Option<bool> {
+    let [questions, answers, authorities, additional] = counts(message)?;
+    let mut at = HEADER;
+    // Each question takes five bytes and more, so that the message bounds this loop, too.
+    for _ in 0..questions {
+        at += compressed_length(message.get(at..)?)? + 4;
+    }
+    for _ in 0..answers + authorities + additional {
+        let record = skip_record(message, at)?;
+        if record.kind == OPT && message[at] == 0 {
+            return Some(record.ttl[2] & DO != 0);
+        }
+        at = record.end;
+    }
+    None
+}
+
+/// The number of entries in each section.
+fn counts(message: &[u8]) -> Option<[usize; 4]> {
+    let header: &[u8; HEADER] = message.first_chunk()?;
+    Some([4, 6, 8, 10].map(|at| usize::from(be16(&header[at..at + 2]))))
 }
 
 /// A record whose content is not parsed.
@@ -335,6 +362,35 @@ mod tests {
         let mut update = message([0, 0, 0], &[]);
         update[2] = 0x28;
         assert_eq!(rcode(&update), Some(Rcode::NotImplemented));
+    }
+
+    #[test]
+    fn the_opt_record_of_a_message_that_cannot_be_answered_is_found_if_there_is_one() {
+        let check = |bytes: &[u8], expected: Option<bool>| match Query::parse(bytes) {
+            Err(Unanswerable::Header { dnssec_ok, .. }) => {
+                assert_eq!(dnssec_ok, expected, "{bytes:?}")
+            }
+            other => panic!("{other:?}"),
+        };
+        let opt = |flags: u8| [0, 0, 41, 4, 208, 0, 0, flags, 0, 0, 0];
+        let with_opcode = |opcode: u8, rest: &[u8]| {
+            let mut bytes = message([0, 0, u8::from(!rest.is_empty())], rest);
+            bytes[2] = opcode << 3;
+            bytes
+        };
+        check(&with_opcode(15, &[]), None);
+        check(&with_opcode(15, &opt(0)), Some(false));
+        check(&with_opcode(5, &opt(0x80)), Some(true));
+        check(&message([0, 0, 2], &[opt(0x80), opt(0)].concat()), Some(true));
+        check(&with_options(b"\x00\x0a\x00\x07abcdefg"), Some(true));
+        // The counts promise more than there is, or the name of the question is broken.
+        check(&message([0, 0, 2], &opt(0)), Some(false));
+        check(&message([9, 0, 0], &[]), None);
+        check(&[&[7, 7, 1, 0, 255, 255, 0, 0, 0, 0, 0, 1][..], &[0x80; 20]].concat(), None);
+        let two =
+            [&[7, 7, 1, 0, 0, 2, 0, 0, 0, 0, 0, 1][..], b"\x01a\x00\x00\x01\x00\x01"].concat();
+        let two = [&two[..], b"\xc0\x0c\x00\x01\x00\x01", &opt(0)].concat();
+        check(&two, Some(false));
     }
 
     #[test]

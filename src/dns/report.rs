@@ -74,15 +74,15 @@ impl NameServer {
     /// The name or the type cannot be asked for.
     pub(crate) fn explain(&self, question: &DnsQuestion) -> Result<Value, String> {
         let wire = name::from_text(&question.name)?;
-        let kind = question.kind.as_deref().unwrap_or("A").to_ascii_uppercase();
-        let kind = RecordType::from_str(&kind).map_err(|_| {
-            format!("{kind:?} is no record type: expected one such as A, AAAA or HTTPS")
+        let kind = question.kind.as_deref().unwrap_or("A");
+        let kind = record::kind_of(kind).ok_or_else(|| {
+            format!("{kind:?} is no record type: expected one such as A, AAAA, HTTPS or TYPE65280")
         })?;
         let plan = self.state.plan.load();
         let message = self.ask(&plan, &question.name, kind, question.client)?;
         let mut explanation = json!({
             "name": name::to_text(&wire),
-            "type": kind.to_string(),
+            "type": record::kind_text(kind),
             "client": question.client,
             "rcode": format!("{:?}", message.metadata.response_code).to_ascii_uppercase(),
             "authoritative": message.metadata.authoritative,
@@ -296,7 +296,8 @@ fn lines(records: &[Record]) -> Vec<String> {
     let line = |record: &Record| {
         let name = record.name.to_ascii();
         let content = record::content_text(&record.data);
-        format!("{name} {} IN {} {content}", record.ttl, record.record_type())
+        let kind = record::kind_text(record.record_type());
+        format!("{name} {} IN {kind} {content}", record.ttl)
     };
     records.iter().map(line).collect()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use geo::Geo;
 
-use super::catalog::{Entry, RecordSet, SearchResult};
+use super::catalog::{Entry, ParentSide, RecordSet, SearchResult};
 use super::cookie::Cookies;
 use super::edges::{Dice, EdgeName, RegionChoice};
 use super::labels::{A, AAAA, ANY, AXFR, CNAME, DS, HINFO, HTTPS, IN, IXFR, NS, Rcode};
@@ -93,8 +93,8 @@ impl Responder {
         let query = match Query::parse(message) {
             Ok(query) => query,
             Err(Unanswerable::Silence) => return None,
-            Err(Unanswerable::Header { start, rcode }) => {
-                return Some(Response::header_only(message::header_only(out, start, rcode), rcode));
+            Err(Unanswerable::Header { start, rcode, dnssec_ok }) => {
+                return Some(Response::header_only(out, start, rcode, dnssec_ok));
             }
         };
         let edns = query.edns.as_ref();
@@ -158,7 +158,13 @@ impl Responder {
 }
 
 impl Response {
-    fn header_only(length: usize, rcode: Rcode) -> Self {
+    /// To a query that could not be parsed: a header and, if the query has an OPT record, an OPT record.
+    fn header_only(out: &mut [u8], start: [u8; 4], rcode: Rcode, dnssec_ok: Option<bool>) -> Self {
+        let opt = dnssec_ok.map(|dnssec_ok| OptRecord { dnssec_ok, ..OptRecord::default() });
+        let set_aside = opt.map_or(0, |opt| opt.length());
+        let writer = Writer::new(out, &[], PLAIN_PAYLOAD.into(), set_aside);
+        let flags = Flags { start, authoritative: false, truncated: false };
+        let (length, opt_start) = writer.finish(flags, rcode, opt);
         Self {
             length,
             rcode,
@@ -169,8 +175,8 @@ impl Response {
             subnet: None,
             is_verified: false,
             class: rcode as u64,
-            question_end: length,
-            opt_start: length,
+            question_end: opt_start,
+            opt_start,
         }
     }
 }
@@ -273,11 +279,19 @@ impl Answering<'_> {
         responder: &mut Responder,
     ) -> Option<CurrentName> {
         match self.plan.catalog.search(&current.name) {
+            // The parent has authority over DS (RFC 4035 §3.1.4.1).
+            SearchResult::Name(entry)
+                if self.kind == DS
+                    && let Some(parent) = &entry.parent =>
+            {
+                self.enter_zone(parent.zone, CLASS_NEGATIVE, is_first);
+                self.answer_at_parent(current, parent);
+                None
+            }
             SearchResult::Name(entry) => {
                 self.enter_zone(entry.zone, std::ptr::from_ref(entry).addr() as u64, is_first);
                 self.answer_name(current, entry, responder)
             }
-            // The parent has authority over DS (RFC 4035 §3.1.4.1).
             SearchResult::Delegation { cut, name_length }
                 if self.kind == DS
                     && cut.is_delegated()
@@ -347,6 +361,13 @@ impl Answering<'_> {
         match entry.set(self.kind) {
             Some(set) => self.write_set(Section::Answer, current.at, set),
             None => self.deny(current, entry.zone),
+        }
+    }
+
+    fn answer_at_parent(&mut self, current: &CurrentName, parent: &ParentSide) {
+        match &parent.ds {
+            Some(set) => self.write_set(Section::Answer, current.at, set),
+            None => self.deny(current, parent.zone),
         }
     }
 

@@ -268,6 +268,7 @@ fn serve_tcp(
             clock,
             limits,
             clients: Default::default(),
+            waiting: Default::default(),
         });
         for listener in listeners {
             let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -22,6 +22,14 @@ pub enum DnsBindError {
         /// The configured address.
         address: SocketAddr,
     },
+    /// No interface has the address.
+    #[error(
+        "no interface of this machine has the address of {address} (dns.server.addresses): name one that it has, as `ip address` shows them; behind a NAT that is the private one"
+    )]
+    NotHere {
+        /// The configured address.
+        address: SocketAddr,
+    },
     /// Any other error.
     #[error("cannot listen on {address} (dns.server.addresses): {source}")]
     Other {
@@ -48,6 +56,7 @@ impl AddressSockets {
     pub(super) fn bind(address: SocketAddr, threads: usize) -> Result<Self, DnsBindError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => DnsBindError::InUse { address },
+            io::ErrorKind::AddrNotAvailable => DnsBindError::NotHere { address },
             io::ErrorKind::PermissionDenied => DnsBindError::Denied { address },
             _ => DnsBindError::Other { address, source },
         };
@@ -157,5 +166,8 @@ mod tests {
         let address = first.address;
         drop(first);
         check_free(address).expect("free again");
+        let elsewhere = check_free("192.0.2.1:0".parse().expect("an address"));
+        let error = elsewhere.expect_err("an address for documentation").to_string();
+        assert!(error.starts_with("no interface of this machine has"), "{error}");
     }
 }

@@ -1,18 +1,20 @@
 //! Queries by TCP (RFC 7766): truncated responses are asked for again here, and large ones fit.
 //!
 //! All connections are served by one thread of their own. A query is answered before the next one of its
-//! connection is read.
+//! connection is read. While all connections are in use, a new one replaces the one that has waited longest for a query, so
+//! that clients which send none keep nobody out (RFC 7766 §6.2.3).
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
@@ -31,8 +33,36 @@ pub(super) struct TcpThread {
     pub recorder: Recorder,
     pub clock: Clock,
     pub limits: TcpLimits,
-    /// Connections by client.
+    /// Connections by client; those of a network /56 of IPv6 are one.
     pub clients: RefCell<HashMap<IpAddr, usize>>,
+    /// Connections that wait for a query.
+    pub waiting: RefCell<WaitingConnections>,
+}
+
+/// The connections that wait for a query, in the order in which their waits began.
+#[derive(Default)]
+pub(super) struct WaitingConnections {
+    waits: BTreeMap<u64, Rc<Notify>>,
+    begun: u64,
+}
+
+impl WaitingConnections {
+    /// A wait begins. Returns its number, for [`Self::end`].
+    fn begin(&mut self, closing: &Rc<Notify>) -> u64 {
+        self.begun += 1;
+        self.waits.insert(self.begun, closing.clone());
+        self.begun
+    }
+
+    /// The wait has ended.
+    fn end(&mut self, number: u64) {
+        self.waits.remove(&number);
+    }
+
+    /// Tells the connection that has waited longest to close. Returns whether there is one.
+    fn close_oldest(&mut self) -> bool {
+        self.waits.pop_first().inspect(|(_, closing)| closing.notify_one()).is_some()
+    }
 }
 
 /// Limits of connections.
@@ -72,13 +102,19 @@ struct OpenConnection {
 impl OpenConnection {
     /// `None`: a limit is reached.
     fn new(thread: &Rc<TcpThread>, client: IpAddr) -> Option<Self> {
+        let client = network_of(client);
         let mut clients = thread.clients.borrow_mut();
         let open: usize = clients.values().sum();
         let own = clients.get(&client).copied().unwrap_or(0);
         let TcpLimits { connections_max, per_address_max, .. } = thread.limits;
-        if open >= connections_max || own >= per_address_max {
+        // The one that is told to close is counted until it has.
+        let has_room = || open < connections_max || thread.waiting.borrow_mut().close_oldest();
+        if own >= per_address_max || !has_room() {
             thread.recorder.count(Metric::DnsServerTcpRefused);
             return None;
+        }
+        if open >= connections_max {
+            thread.recorder.count(Metric::DnsServerTcpReplaced);
         }
         clients.insert(client, own + 1);
         thread.recorder.add(Metric::DnsServerTcpConnections, 1);
@@ -87,12 +123,15 @@ impl OpenConnection {
 
     async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
         let mut query = vec![0; QUERY_MAX];
-        let idle = self.thread.limits.idle;
+        let (idle, closing) = (self.thread.limits.idle, Rc::new(Notify::new()));
         loop {
-            let length = match timeout(idle, read(&mut stream, &mut query)).await {
-                Ok(Ok(length)) => length,
-                _ => return,
+            let wait = self.thread.waiting.borrow_mut().begin(&closing);
+            let read = tokio::select! {
+                read = timeout(idle, read(&mut stream, &mut query)) => read,
+                () = closing.notified() => return,
             };
+            self.thread.waiting.borrow_mut().end(wait);
+            let Ok(Ok(length)) = read else { return };
             let Some(response) = self.respond(&query[..length], peer) else { return };
             match timeout(idle, stream.write_all(&response)).await {
                 Ok(Ok(())) => {}
@@ -137,6 +176,14 @@ impl Drop for OpenConnection {
     }
 }
 
+/// The addresses that count as one client: an attacker has a whole network of IPv6.
+fn network_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & V6_CLIENT).into(),
+        address => address,
+    }
+}
+
 /// Reads one query and returns its length.
 async fn read(stream: &mut TcpStream, query: &mut [u8]) -> io::Result<usize> {
     let length = usize::from(stream.read_u16().await?);
@@ -145,5 +192,7 @@ async fn read(stream: &mut TcpStream, query: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
+/// A network /56, as for [`super::rate`].
+const V6_CLIENT: u128 = u128::MAX << 72;
 /// The longest query.
 const QUERY_MAX: usize = 4096;

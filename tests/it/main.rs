@@ -13,6 +13,7 @@ mod copies;
 mod crash;
 mod dashboard;
 mod deploy;
+mod dns_clients;
 mod docs;
 mod explain;
 mod failures;

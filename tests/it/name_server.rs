@@ -10,7 +10,8 @@ use super::harness::{Edge, until};
 /// HTTP is not what these tests are about.
 const SITE: &str = "[sites.all]\nhosts = \"*\"\nrespond = { status = 200 }\n";
 
-const ZONE: &str = r#"
+/// A zone with two regions and records of many kinds.
+pub const ZONE: &str = r#"
 [dns.server]
 addresses = "127.0.0.1:0"
 nsid = "edge-of-tests"
@@ -40,20 +41,21 @@ records = [
 [dns.zones."cdn.example.org".edges."@"]
 "#;
 
-fn edge(zone: &str) -> (Edge, SocketAddr) {
+/// A node with this name server, and its address.
+pub fn edge(zone: &str) -> (Edge, SocketAddr) {
     let edge = Edge::with(&format!("{SITE}{zone}"));
     let address = edge.node.dns[0];
     (edge, address)
 }
 
 /// Runs a client and returns its standard output; `None` if it is not installed.
-fn run(command: &str, arguments: &[&str]) -> Option<String> {
+pub fn run(command: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(command).args(arguments).output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Asks with dig, or skips the test where it is not installed.
-fn dig(server: SocketAddr, arguments: &[&str]) -> Option<String> {
+pub fn dig(server: SocketAddr, arguments: &[&str]) -> Option<String> {
     let (host, port) = (format!("@{}", server.ip()), server.port().to_string());
     let fixed = [&*host, "-p", &*port, "+time=20", "+tries=1", "+norecurse"];
     run("dig", &[&fixed[..], arguments].concat())
@@ -161,12 +163,13 @@ fn dnsperf_gets_an_answer_to_every_query() {
 }
 
 /// A query for the zone's SOA without EDNS.
-fn query() -> Vec<u8> {
+pub fn query() -> Vec<u8> {
     let name = b"\x03cdn\x07example\x03org\x00";
     [&[7, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], name, &[0, 6, 0, 1]].concat()
 }
 
-fn ask_tcp(stream: &mut TcpStream) -> Vec<u8> {
+/// The response to [`query`] on this connection.
+pub fn ask_tcp(stream: &mut TcpStream) -> Vec<u8> {
     let query = query();
     stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat()).expect("sent");
     let mut length = [0; 2];

@@ -66,6 +66,8 @@ static SERVER: LazyLock<Mutex<(DnsPlan, Responder)>> = LazyLock::new(|| {
         "*.wild TXT x",
         "loop CNAME loop",
         "a.b.c.d A 192.0.2.1",
+        r"deleg DS 1 13 99 4A4A",
+        r"generic TYPE65280 \# 4 C0000201",
     ];
     let mut records: Vec<String> = records.map(str::to_owned).into();
     records.extend((0..30).map(|number| format!("large TXT \"{number:0>60}\"")));

@@ -1,6 +1,7 @@
 //! Answers of zones: RFC 1034 §4.3.2, RFC 2308, RFC 4592, RFC 6604, RFC 8482, RFC 9471.
 
 use hickory_proto::op::ResponseCode::{self, NXDomain, NoError};
+use hickory_proto::rr::RData;
 use hickory_proto::rr::RecordType::{self, A, AAAA, ANY, AXFR, CNAME, DS, MX, NS, SOA, TXT};
 
 use super::super::catalog::Catalog;
@@ -217,6 +218,67 @@ fn a_zone_below_another_answers_for_its_own_names() {
 }
 
 #[test]
+fn ds_is_answered_by_the_zone_above_whoever_serves_the_zone_below() {
+    let digest = "4A".repeat(32);
+    let record = |owner: &str| format!("{owner} DS 60485 13 2 {digest}");
+    let parent = zone(
+        "example.org",
+        &[
+            "far NS ns.example.net.",
+            &record("far"),
+            "near NS ns.example.net.",
+            &record("near"),
+            "bare NS ns.example.net.",
+        ],
+    );
+    let children =
+        ["near.example.org", "bare.example.org", "alone.example.com"].map(|name| zone(name, &[]));
+    let server = &mut Server::new([&[parent][..], &children].concat(), &[]);
+    let content = [&[0xec, 0x45, 13, 2][..], &[0x4a; 32]].concat();
+    for name in ["far.example.org.", "near.example.org."] {
+        let message = server.ask(name, DS);
+        check_code(&message, NoError, true);
+        let RData::Unknown { rdata, .. } = &message.answers[0].data else { panic!("{message:?}") };
+        assert_eq!((message.answers.len(), &rdata.anything), (1, &content), "{name}");
+    }
+    for (name, soa) in [
+        ("bare.example.org.", "example.org. SOA"),
+        ("alone.example.com.", "alone.example.com. SOA"),
+    ] {
+        let message = check(server, name, DS, &[]);
+        check_code(&message, NoError, true);
+        assert!(lines(&message.authorities)[0].starts_with(soa), "{message:?}");
+    }
+    check(server, "near.example.org.", NS, &["near.example.org. NS ns.example.net."]);
+}
+
+#[test]
+fn what_cannot_be_answered_gets_an_opt_record_if_it_has_one() {
+    let server = &mut Server::new(vec![zone("example.org", &[])], &[]);
+    let with_opt = query("example.org.", SOA, None).to_vec().expect("a query");
+    let mut plain = query("example.org.", SOA, None);
+    plain.edns = None;
+    let plain = plain.to_vec().expect("a query");
+    for (query, has_opt) in [(with_opt, true), (plain, false)] {
+        let mut unknown = query.clone();
+        unknown[2] |= 15 << 3;
+        let mut broken = query.clone();
+        broken[5] = 0;
+        for (query, code) in [(&unknown, ResponseCode::NotImp), (&broken, ResponseCode::FormErr)] {
+            for transport in [DnsTransport::Udp, DnsTransport::Tcp] {
+                let response = server.respond(query, transport).expect("a response");
+                let message = Message::from_vec(&response).expect("a message");
+                assert_eq!(message.metadata.response_code, code);
+                // With no question to skip, the question's bytes are read as records.
+                let expected = has_opt && code == ResponseCode::NotImp;
+                assert_eq!(message.edns.is_some(), expected, "{message:?}");
+                assert!(response.len() <= query.len());
+            }
+        }
+    }
+}
+
+#[test]
 fn any_gets_one_small_record() {
     let server = &mut Server::new(
         vec![zone("example.org", &["a TXT x", "a A 192.0.2.1", "x.ent A 192.0.2.1"])],
@@ -279,6 +341,19 @@ fn mistakes_of_zones_are_told() {
     mistakes(&of(&["a A 192.0.2.1", "a A 192.0.2.1"]), &["stands twice"]);
     mistakes(&of(&["@ NS x"]), &["come from \"name_servers\""]);
     mistakes(&of(&["*.a NS x"]), &["wildcard cannot be delegated"]);
+    let digest = "4A".repeat(32);
+    let ds = |owner: &str| format!("{owner} DS 60485 13 2 {digest}");
+    let delegation = ["child NS ns.example.net.", &*ds("child")];
+    mistakes(&of(&delegation), &[]);
+    mistakes(&of(&[&ds("@")]), &["has a record DS and no delegation"]);
+    mistakes(&of(&[&ds("www"), "www A 192.0.2.1"]), &["has a record DS and no delegation"]);
+    mistakes(&of(&["child NS ns.example.net.", "child TXT x"]), &["is delegated by a record NS"]);
+    mistakes(
+        &of(&["child NS ns.example.net.", "x.child MX 1 y"]),
+        &["is delegated by a record NS"],
+    );
+    mistakes(&of(&["child NS ns.child"]), &["(glue)"]);
+    mistakes(&of(&["child NS child", "child A 192.0.2.1"]), &[]);
     let mut inside = zone("example.org", &[]);
     inside.name_servers = vec!["ns1.example.org".to_owned()];
     mistakes(&[inside.clone()], &["has no address"]);
