@@ -250,12 +250,17 @@ impl Blocks {
     }
 
     /// Writes pieces and returns the number of bytes written. Afterwards the index has those that
-    /// were written, and no older ones under their keys. Blocks for I/O, and while another batch is
-    /// being written.
+    /// were written and that are still the newest under their keys by `is_newest`, and no older ones. A piece that has
+    /// ceased to be the newest before [`Blocks::forget`] is called for its key does not enter the index after that call.
+    /// Blocks for I/O, and while another batch is being written.
     ///
     /// # Errors
     /// Those of the system: some of the pieces may have been written.
-    pub(super) fn write(&self, entries: &[NewEntry<'_>]) -> io::Result<u64> {
+    pub(super) fn write(
+        &self,
+        entries: &[NewEntry<'_>],
+        is_newest: impl Fn(&NewEntry<'_>) -> bool,
+    ) -> io::Result<u64> {
         let mut ring = self.ring();
         // First, so that an older entry is never taken for a new one, whatever fails below.
         entries.iter().for_each(|entry| self.forget(entry.hash));
@@ -272,18 +277,23 @@ impl Blocks {
             }
             if end * UNIT + slots * SLOT > self.block_bytes {
                 let last = batch.take_last();
-                written += self.flush(&mut ring, &mut batch)?;
+                written += self.flush(&mut ring, &mut batch, &is_newest)?;
                 self.next_block(&mut ring);
                 batch.bytes = last;
             }
-            batch.add_slot(entry.hash, value_bytes);
+            batch.add_slot(entry, value_bytes);
         }
-        written += self.flush(&mut ring, &mut batch)?;
+        written += self.flush(&mut ring, &mut batch, &is_newest)?;
         Ok(written)
     }
 
     /// Writes a batch that fits the block. The ring advances only after all was written.
-    fn flush(&self, ring: &mut WritePosition, batch: &mut Batch) -> io::Result<u64> {
+    fn flush(
+        &self,
+        ring: &mut WritePosition,
+        batch: &mut Batch<'_>,
+        is_newest: impl Fn(&NewEntry<'_>) -> bool,
+    ) -> io::Result<u64> {
         let batch = std::mem::take(batch);
         if batch.slots.is_empty() {
             return Ok(0);
@@ -305,9 +315,10 @@ impl Blocks {
         if ring.slots == 0 {
             self.first_sequences[ring.block as usize].store(ring.sequence, Ordering::Release);
         }
-        for slot in &batch.slots {
+        for (slot, entry) in batch.slots.iter().zip(&batch.entries) {
             let unit = start / UNIT + ring.units + u64::from(slot.unit);
-            self.index.insert(slot.hash, EntryLocation::new(unit, slot.length));
+            let location = EntryLocation::new(unit, slot.length);
+            self.index.insert_if(slot.hash, location, || is_newest(entry));
         }
         ring.units += batch.units;
         ring.slots += count;

@@ -1,8 +1,8 @@
 //! One store directory: its block file, the queue in front of it, and its state of service.
 //!
 //! ```text
-//! send() ─▶ queue (bounded in bytes) ─▶ one batch into Blocks ─▶ pieces that are not in the index
-//!                                                                afterwards count as dropped
+//! announce() ─▶ send() ─▶ queue (bounded in bytes) ─▶ one batch into Blocks ─▶ pieces that are not in the index
+//!                                                                              afterwards count as dropped
 //! ```
 //!
 //! A piece whose write fails is not in the index afterwards. A directory whose writes fail becomes
@@ -15,10 +15,11 @@
 //! has under them is older.
 
 mod links;
+mod pending;
 mod repair;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,13 +30,14 @@ use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use self::pending::Pending;
 use super::blocks::{Blocks, EntryLocation, EntryRead};
 use super::body_bytes::BodyBytes;
 use super::census::Census;
 use super::layout;
 use super::loads::{LoadResult, ReadFailed};
 use super::piece::Piece;
-use super::piece_key::{PieceHasher, PieceKey};
+use super::piece_key::PieceKey;
 use super::record::Record;
 use super::settings::{Directory, DiskReserve, Settings};
 use super::sites::{DiskUsage, Site};
@@ -74,8 +76,8 @@ pub(super) struct Disk {
     recovery: Mutex<Option<Recovery>>,
     is_probing: AtomicBool,
     queue: mpsc::Sender<WriteJob>,
-    /// The pieces of the batch that is being written: readable, but not yet in the index.
-    writing: Mutex<HashMap<PieceKey, Piece, PieceHasher>>,
+    /// Pieces that are readable, but not yet in the index.
+    pending: Pending,
     /// Free bytes of the queue.
     queue_space: Arc<Semaphore>,
     queue_bytes: u32,
@@ -136,7 +138,7 @@ impl Disk {
             recovery: Mutex::new(Some(recovery)),
             is_probing: AtomicBool::new(false),
             queue,
-            writing: Mutex::default(),
+            pending: Pending::default(),
             queue_space: Arc::new(Semaphore::new(queue_bytes as usize)),
             queue_bytes,
             read_bytes: AtomicU64::new(0),
@@ -279,10 +281,15 @@ impl Disk {
         self.context.recorder.count(metric);
     }
 
-    /// Whether the piece can probably be read: it is in the index, or in the batch being written.
+    /// Whether the piece can probably be read: it is in the index, or on its way there.
     pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
         let Some(blocks) = self.readable() else { return false };
-        blocks.locate(key.index_hash()).is_some() || self.writing().contains_key(key)
+        blocks.locate(key.index_hash()).is_some() || self.pending.contains(key)
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_pending(&self, key: &PieceKey) -> bool {
+        self.pending.contains(key)
     }
 
     /// The number of the entry that the index has under this key. `None` also while the directory is out of service, or if what
@@ -295,22 +302,31 @@ impl Disk {
         self.blocks.load().as_ref()?.entry_number(key.index_hash())
     }
 
-    fn writing(&self) -> MutexGuard<'_, HashMap<PieceKey, Piece, PieceHasher>> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Makes a piece readable that will be written: from here on an older record under its key is not found, and not written
+    /// any more.
+    pub(super) fn announce(&self, key: PieceKey, piece: Piece) {
+        self.pending.add(key, piece);
+        self.forget_in_index(&key);
     }
 
-    /// Removes a piece from the index, and counts it as dropped.
-    pub(super) fn drop_piece(&self, key: &PieceKey) {
-        self.count(Metric::StoreDiskDropped);
-        self.forget(key);
+    /// Gives up writing a piece, and counts it by `metric`, unless it is superseded: then the newer one is kept.
+    pub(super) fn give_up(&self, key: &PieceKey, piece: &Piece, metric: Metric) {
+        if self.pending.remove_newest(key, piece) {
+            self.count(metric);
+            self.forget_in_index(key);
+        }
     }
 
-    /// Removes a piece from the index.
+    /// Removes a piece, also if it is not in the index yet.
     pub(super) fn forget(&self, key: &PieceKey) {
+        self.pending.remove(key);
+        self.forget_in_index(key);
+    }
+
+    fn forget_in_index(&self, key: &PieceKey) {
         if self.supersede_while_recovering(key) {
             return;
         }
-        self.writing().remove(key);
         if let Some(blocks) = self.readable() {
             blocks.forget(key.index_hash());
         }
@@ -319,8 +335,7 @@ impl Disk {
     /// Reads a piece; waits for at most the deadline.
     pub(super) async fn read(&self, key: &PieceKey) -> LoadResult<Piece> {
         let Some(blocks) = self.readable() else { return Ok(None) };
-        let being_written = self.writing().get(key).map(Piece::share);
-        if let Some(piece) = being_written {
+        if let Some(piece) = self.pending.get(key) {
             return self.finish_read(&blocks, key, piece);
         }
         let Some(location) = blocks.locate(key.index_hash()) else { return Ok(None) };
@@ -342,6 +357,9 @@ impl Disk {
     /// As [`Disk::read`], from the page cache only. Does not wait.
     pub(super) fn read_cached(&self, key: &PieceKey) -> LoadResult<Piece> {
         let Some(blocks) = self.readable() else { return Ok(None) };
+        if let Some(piece) = self.pending.get(key) {
+            return self.finish_read(&blocks, key, piece);
+        }
         let Some(location) = blocks.locate(key.index_hash()) else { return Ok(None) };
         self.entry(&blocks, key, location, blocks.read_cached(location))
     }
@@ -430,8 +448,7 @@ impl Disk {
 
     /// Waits for the queue, saves the census, and releases the directory.
     pub(super) async fn close(&self) {
-        // All space is free once every job is done.
-        let _all = self.queue_space.acquire_many(self.queue_bytes).await;
+        let _all = self.all_queue_space().await;
         self.queue_space.close();
         self.save_census();
         self.out.store(true, Ordering::Release);

@@ -86,8 +86,15 @@ impl Disks {
         disk.read_cached(key)
     }
 
-    /// Queues a piece and waits for its write. Returns whether it was written. Waits for space in
-    /// the queue for at most the disk's deadline.
+    /// Announces a piece that will be written with [`Disks::write`]: from here on lookups find it, and no older one.
+    pub(super) fn announce(&self, key: PieceKey, piece: Piece) {
+        if let Some(disk) = self.home(&key) {
+            disk.announce(key, piece);
+        }
+    }
+
+    /// Queues a record that was announced, and waits for its write. Returns whether it was written: it is not if a newer one
+    /// was announced meanwhile. Waits for space in the queue for at most the disk's deadline.
     pub(super) async fn write(&self, key: PieceKey, piece: Piece) -> bool {
         let (done, written) = oneshot::channel();
         self.enqueue(key, piece, Some(done)).await && written.await.unwrap_or(false)
@@ -95,6 +102,7 @@ impl Disks {
 
     /// Queues a piece; waits for space for at most the disk's deadline. Returns whether it was queued.
     pub(super) async fn queue(&self, key: PieceKey, piece: Piece) -> bool {
+        self.announce(key, piece.share());
         self.enqueue(key, piece, None).await
     }
 
@@ -109,7 +117,7 @@ impl Disks {
         let patience = if disk.is_recovering() { Duration::ZERO } else { disk.deadline() };
         let space = tokio::time::timeout(patience, disk.queue_space(&piece)).await;
         let Ok(Some(space)) = space else {
-            disk.drop_piece(&key);
+            disk.give_up(&key, &piece, Metric::StoreDiskDropped);
             return false;
         };
         disk.send(WriteJob { key, piece, site, _space: space, done })
@@ -117,11 +125,12 @@ impl Disks {
 
     /// Queues a piece if there is space at once. Returns whether it was queued.
     pub(super) fn offer(&self, key: PieceKey, piece: Piece) -> bool {
+        self.announce(key, piece.share());
         let Some((disk, site)) = self.admit(&key, &piece) else { return false };
         match disk.queue_space_now(&piece) {
             Some(space) => disk.send(WriteJob { key, piece, site, _space: space, done: None }),
             None => {
-                disk.drop_piece(&key);
+                disk.give_up(&key, &piece, Metric::StoreDiskDropped);
                 false
             }
         }
@@ -132,12 +141,11 @@ impl Disks {
         let disk = self.home(key)?;
         let site = piece.site(&self.sites);
         if site.as_ref().is_some_and(|site| site.is_disk_full()) {
-            disk.count(Metric::StoreDiskOverShare);
-            disk.forget(key);
+            disk.give_up(key, piece, Metric::StoreDiskOverShare);
             return None;
         }
         if !disk.takes_jobs() || piece.encoded_bytes() > disk.block_bytes() / 2 {
-            disk.drop_piece(key);
+            disk.give_up(key, piece, Metric::StoreDiskDropped);
             return None;
         }
         Some((disk, site))
@@ -171,6 +179,17 @@ impl Disks {
 
     pub(super) fn stat(&self) -> Vec<DirectoryStat> {
         self.disks.iter().map(|disk| disk.stat()).collect()
+    }
+
+    /// Holds up the writer of a directory for as long as the test keeps what it gets.
+    #[cfg(test)]
+    pub(super) async fn hold(&self, number: usize) -> tokio::sync::OwnedSemaphorePermit {
+        self.disks[number].all_queue_space().await.expect("the store is open")
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_pending(&self, number: usize, key: &PieceKey) -> bool {
+        self.disks[number].has_pending(key)
     }
 
     #[cfg(test)]

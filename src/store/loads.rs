@@ -93,6 +93,12 @@ impl Loads {
         with();
     }
 
+    /// Calls `with` under the lock: meanwhile no piece is stored or loaded.
+    pub(super) fn locked<T>(&self, with: impl FnOnce() -> T) -> T {
+        let _loads = self.lock();
+        with()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PieceKey, Load>> {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
     }

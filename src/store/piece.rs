@@ -47,6 +47,15 @@ impl Piece {
         }
     }
 
+    /// Whether both are the same record in memory, or slices with the same bytes in memory.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Record(one), Self::Record(other)) => one.is_same(other),
+            (Self::Slice(one), Self::Slice(other)) => one.bytes.as_ptr() == other.bytes.as_ptr(),
+            _ => false,
+        }
+    }
+
     /// The form that it is.
     pub(super) fn as_form(&self) -> Option<&StoredHead> {
         match self {

@@ -22,6 +22,17 @@ pub(crate) enum Record {
     Variants(Arc<VaryList>),
 }
 
+impl Record {
+    /// Whether both are the same record in memory.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Response(one), Self::Response(other)) => Arc::ptr_eq(one, other),
+            (Self::Variants(one), Self::Variants(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
 /// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state`,
 /// `form_marks` and `coding_note`.
 #[derive(Debug)]

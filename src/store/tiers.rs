@@ -300,13 +300,26 @@ impl Tiers {
         {
             return;
         }
+        let key = PieceKey::head(head.hash());
+        let record = Record::Response(head.clone());
+        // Under the lock no newer record enters memory, which this one must not replace.
+        let is_announced = self.loads.locked(|| {
+            let newest = self.record_in_memory(&key);
+            let is_newest = newest.is_none_or(|newest| newest.is_same(&record));
+            if is_newest {
+                self.disks.announce(key, Piece::Record(record.clone()));
+            }
+            is_newest
+        });
+        if !is_announced {
+            return;
+        }
         let (tiers, head) = (self.clone(), head.clone());
         self.background.spawn(async move {
             if head.inline.is_none() {
                 tiers.write_slices(head.object, head.slices(0..u64::MAX)).await;
             }
-            let key = PieceKey::head(head.hash());
-            let piece = Piece::Record(Record::Response(head.clone()));
+            let piece = Piece::Record(record);
             let written = tiers.disks.write(key, piece).await;
             // Otherwise it stays QUEUED: tried again when memory evicts it, not with every hit.
             if written {

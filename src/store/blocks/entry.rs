@@ -91,16 +91,18 @@ pub(crate) enum EntryRead {
 
 /// Encoded entries that are written into one block at once.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(super) struct Batch<'a> {
     pub bytes: Vec<u8>,
     /// Where the last encoded entry begins.
     last: usize,
     pub units: u64,
     /// Slots without sequences; units count from the batch's first one.
     pub slots: Vec<Slot>,
+    /// The entries of the slots.
+    pub entries: Vec<&'a NewEntry<'a>>,
 }
 
-impl Batch {
+impl<'a> Batch<'a> {
     /// Appends an entry, padded to whole units. Returns the length of its value.
     pub(super) fn encode(&mut self, entry: &NewEntry<'_>) -> u64 {
         self.last = self.bytes.len();
@@ -125,9 +127,10 @@ impl Batch {
     }
 
     /// Adds the slot of the entry that was encoded last.
-    pub(super) fn add_slot(&mut self, hash: u64, length: u64) {
+    pub(super) fn add_slot(&mut self, entry: &'a NewEntry<'a>, length: u64) {
         let unit = self.units as u32;
-        self.slots.push(Slot { hash, sequence: 0, unit, length: length as u32 });
+        self.entries.push(entry);
+        self.slots.push(Slot { hash: entry.hash, sequence: 0, unit, length: length as u32 });
         self.units += units_of(length);
     }
 }

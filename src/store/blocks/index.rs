@@ -33,6 +33,19 @@ impl Index {
         self.write(hash).insert(hash, location);
     }
 
+    /// As [`Index::insert`], if `is_wanted`, which is asked while no other thread changes this entry.
+    pub(super) fn insert_if(
+        &self,
+        hash: u64,
+        location: EntryLocation,
+        is_wanted: impl FnOnce() -> bool,
+    ) {
+        let mut shard = self.write(hash);
+        if is_wanted() {
+            shard.insert(hash, location);
+        }
+    }
+
     pub(super) fn remove(&self, hash: u64) {
         self.write(hash).remove(&hash);
     }

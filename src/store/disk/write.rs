@@ -4,12 +4,14 @@ use std::io;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::super::blocks::{Blocks, ENTRY_START, NewEntry, SLOT_BYTES};
 use super::super::piece::Piece;
 use super::super::piece_key::PieceKey;
 use super::links::link;
+use super::pending::Pending;
 use super::{Disk, WriteJob};
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
@@ -25,36 +27,39 @@ impl Disk {
         self.queue_space.clone().try_acquire_many_owned(self.queued_bytes(piece)).ok()
     }
 
+    /// All space of the queue: no job is in it, nor can enter it. `None` once the store is closed.
+    pub(crate) async fn all_queue_space(&self) -> Option<OwnedSemaphorePermit> {
+        self.queue_space.clone().acquire_many_owned(self.queue_bytes).await.ok()
+    }
+
     fn queued_bytes(&self, piece: &Piece) -> u32 {
         let bytes = u32::try_from(piece.encoded_bytes() + PIECE_OVERHEAD).unwrap_or(u32::MAX);
         bytes.min(self.queue_bytes)
     }
 
-    /// Adds a piece to the queue. Returns `false`, and counts it as dropped, if the queue is full.
+    /// Adds a piece that was announced to the queue. Returns `false`, and counts it as dropped, if the queue is full.
     pub(crate) fn send(&self, job: WriteJob) -> bool {
-        let key = job.key;
-        let sent = self.queue.try_send(job).is_ok();
-        if !sent {
-            self.drop_piece(&key);
+        let sent = self.queue.try_send(job);
+        if let Err(TrySendError::Full(job) | TrySendError::Closed(job)) = &sent {
+            self.give_up(&job.key, &job.piece, Metric::StoreDiskDropped);
         }
-        sent
+        sent.is_ok()
     }
 
     /// Writes one batch, and tells each job whether its piece is on disk.
     async fn write_batch(&self, batch: Vec<WriteJob>) {
+        let batch = self.without_superseded(batch);
         let blocks = self.readable().filter(|_| self.is_writable());
         let Some(blocks) = blocks else {
             return self.not_written(batch);
         };
-        let shared = batch.iter().map(|job| (job.key, job.piece.share()));
-        self.writing().extend(shared);
         let pieces: Vec<_> = batch.iter().map(|job| (job.key, job.piece.share())).collect();
-        let writer = blocks.clone();
-        let writing =
-            self.context.background.spawn_blocking(move || write_pieces(&writer, &pieces));
+        let (writer, pending) = (blocks.clone(), self.pending.clone());
+        let writing = self
+            .context
+            .background
+            .spawn_blocking(move || write_pieces(&writer, &pieces, &pending));
         let written = tokio::time::timeout(self.deadline, writing).await;
-        // A key that is missing here was forgotten during the write.
-        let valid = std::mem::take(&mut *self.writing());
         match written {
             Ok(Ok(Ok(bytes))) => drop(self.written_bytes.fetch_add(bytes, Ordering::Relaxed)),
             Ok(Ok(Err(error))) => log_failure(&error, batch.len()),
@@ -66,12 +71,15 @@ impl Disk {
         }
         let (mut written, mut failed) = (0, 0);
         for job in batch {
-            let is_valid = valid.contains_key(&job.key);
-            if is_valid && blocks.locate(job.key.index_hash()).is_some() {
+            let is_in_index = blocks.locate(job.key.index_hash()).is_some();
+            // Otherwise a newer record was announced during the write, or it was forgotten.
+            let is_newest = self.pending.is_newest(&job.key, &job.piece);
+            if is_newest && is_in_index {
                 written += 1;
+                self.pending.remove_newest(&job.key, &job.piece);
                 self.written(job);
             } else {
-                failed += usize::from(is_valid);
+                failed += usize::from(is_newest);
                 self.not_written([job]);
             }
         }
@@ -80,6 +88,14 @@ impl Disk {
         if failed > 0 {
             self.stop_writing();
         }
+    }
+
+    /// The jobs without those in whose place newer ones were announced, or that were forgotten.
+    fn without_superseded(&self, batch: Vec<WriteJob>) -> Vec<WriteJob> {
+        let is_current = |job: &WriteJob| self.pending.is_newest(&job.key, &job.piece);
+        let (current, superseded): (_, Vec<_>) = batch.into_iter().partition(is_current);
+        self.not_written(superseded);
+        current
     }
 
     fn written(&self, job: WriteJob) {
@@ -93,7 +109,7 @@ impl Disk {
 
     fn not_written(&self, jobs: impl IntoIterator<Item = WriteJob>) {
         for job in jobs {
-            self.drop_piece(&job.key);
+            self.give_up(&job.key, &job.piece, Metric::StoreDiskDropped);
             job.done.map(|done| done.send(false));
         }
     }
@@ -116,17 +132,20 @@ pub(super) async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<WriteJ
 
 /// Writes pieces and returns the number of bytes written. Forms come last: a form can only be linked to a source that is
 /// in the index.
-fn write_pieces(blocks: &Blocks, pieces: &[(PieceKey, Piece)]) -> io::Result<u64> {
+fn write_pieces(
+    blocks: &Blocks,
+    pieces: &[(PieceKey, Piece)],
+    pending: &Pending,
+) -> io::Result<u64> {
+    let is_newest = |entry: &NewEntry<'_>| pending.is_newest(entry.key, entry.piece);
     let (mut forms, mut others) = (Vec::new(), Vec::new());
     for (key, piece) in pieces {
         let entries = if piece.as_form().is_some() { &mut forms } else { &mut others };
         entries.push(NewEntry { hash: key.index_hash(), key, piece });
     }
-    // Also if the sources cannot be written: an older form is never taken for a new one.
-    forms.iter().for_each(|form| blocks.forget(form.hash));
-    let written = blocks.write(&others)?;
+    let written = blocks.write(&others, is_newest)?;
     forms.iter().filter_map(|entry| entry.piece.as_form()).for_each(|form| link(blocks, form));
-    Ok(written + blocks.write(&forms)?)
+    Ok(written + blocks.write(&forms, is_newest)?)
 }
 
 fn log_failure(error: &dyn std::error::Error, pieces: usize) {

@@ -5,6 +5,7 @@ mod copies;
 mod crash;
 mod forms;
 mod linked_forms;
+mod pending;
 
 use std::fs::File;
 use std::path::Path;
