@@ -20,6 +20,7 @@ use crate::respond::log::{AccessLog, LogBuffer};
 use crate::serve::{
     self, InternalRequest, UnreadRequest, Worker, WorkerParts, run_internal_requests,
 };
+use crate::transform;
 use crate::upstream::{Resolver, Upstreams};
 
 /// Starts the worker threads, and holds what they share.
@@ -115,6 +116,7 @@ impl WorkerSetup {
         sockets: WorkerSockets,
         internal_requests: mpsc::Receiver<InternalRequest>,
     ) {
+        transform::prepare_thread();
         let (recorder, drain) = (self.recorder.clone(), self.drain.clone());
         let listeners = self.shared.listeners.clone();
         let worker = self.into_worker();
