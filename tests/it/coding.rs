@@ -511,16 +511,18 @@ fn the_origins_pause_does_not_hold_back_what_it_sent() {
         let open = gate.clone();
         let origin = Origin::start(move |_| html(text(400_000)).pause_at(100_000, &gate));
         let edge = Edge::before(&origin.url());
-        let mut clients = [(); 3].map(|()| StreamClient::start(&edge, coding));
-        // Content from before the pause can be decoded before the origin goes on.
-        for client in &mut clients {
+        let start = || {
+            let mut client = StreamClient::start(&edge, coding);
+            // Content from before the pause can be decoded before the origin goes on.
             assert!(client.read(100_000) == text(400_000)[..100_000], "{coding}");
-        }
-        // One client leaves in the middle; the others get the rest, and so do later ones.
-        let [left, stays, stays_too] = clients;
-        left.leave();
+            client
+        };
+        // The first client, for whose request the content is fetched and coded, leaves in the middle; the others get the rest, and
+        // so do later ones.
+        let (first, others) = (start(), [start(), start()]);
+        first.leave();
         open.open();
-        for mut client in [stays, stays_too] {
+        for mut client in others {
             assert!(client.read(usize::MAX) == text(400_000)[100_000..], "{coding}");
             assert!(client.curl.wait().expect("curl ends").success(), "{coding}");
         }
@@ -724,6 +726,46 @@ fn coded_request_content_is_decoded_for_origins_that_cannot() {
     for field in ["Content-Encoding: deflate", "Content-Encoding: gzip, br", "X-Plain: 1"] {
         assert_eq!(post(&[field], b"as it is").status, 200);
         assert_eq!(origin.received().pop().expect("a request").body, b"as it is", "{field}");
+    }
+}
+
+#[test]
+fn a_bomb_to_the_node_or_through_it_is_refused_with_little_memory() {
+    const BOMB_BYTES: usize = 128 << 20;
+    let bombs = CODINGS.map(|coding| (coding, encoded(coding, &vec![0; BOMB_BYTES])));
+    let sent = bombs.clone();
+    let origin = Origin::start(move |request| {
+        let bomb = sent.iter().find(|(coding, _)| request.target == format!("/{coding}"));
+        let Some((coding, bomb)) = bomb else { return Answer::ok("fine") };
+        html(bomb.clone()).header("Content-Encoding", coding)
+    });
+    let directory = tempfile::tempdir().expect("a folder");
+    // A site beside that of `--origin`, which has no options, with the same pool.
+    let config = "[store]\nmemory = \"32MiB\"\ndisk = \"none\"\n[sites.all]\nhosts = \"a.test\"\n\
+                  compression = { decode_requests = true, decode_bytes_max = \"16MiB\" }\n";
+    let node = Victim::start(directory.path(), &origin.url(), config);
+    for (coding, bomb) in &bombs {
+        let before = node.memory_bytes_max();
+        let plain = exchange(node.address, "a.test", &format!("/{coding}"), &[&accept("identity")]);
+        assert!(
+            !plain.is_complete && plain.body.len() <= 16 << 20,
+            "{coding}: {}",
+            plain.body.len()
+        );
+        let to_us = node.memory_bytes_max();
+        let requests = origin.request_count();
+        let refused = Client::connect(node.address).request(Request {
+            method: "POST",
+            host: "a.test",
+            target: "/upload",
+            fields: &[&format!("Content-Encoding: {coding}")],
+            body: bomb,
+        });
+        assert_eq!(refused.status, 413, "{coding}");
+        assert_eq!(origin.request_count(), requests, "{coding}: the origin has no whole request");
+        let grown = [to_us - before, node.memory_bytes_max() - to_us].map(|bytes| bytes >> 20);
+        println!("{coding}: {} bytes, memory grew by {grown:?} MiB", bomb.len());
+        assert!(grown.iter().all(|mib| *mib <= 48), "{coding}: {grown:?} MiB");
     }
 }
 
