@@ -132,6 +132,25 @@ impl Deref for TagHashes {
     }
 }
 
+/// The values of a variant's selecting fields. Nearly all responses have none: 8 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VariantText(Option<Box<Box<str>>>);
+
+impl Deref for VariantText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.as_ref().map_or("", |text| text)
+    }
+}
+
+impl<T: Into<Box<str>>> From<T> for VariantText {
+    fn from(text: T) -> Self {
+        let text = text.into();
+        Self((!text.is_empty()).then(|| Box::new(text)))
+    }
+}
+
 impl<T: Into<Box<[u64]>>> From<T> for TagHashes {
     fn from(hashes: T) -> Self {
         let hashes = hashes.into();

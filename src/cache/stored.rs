@@ -8,7 +8,7 @@ use crate::fields::FieldSection;
 
 use super::form::Form;
 use super::key::{KeyHash, variant_hash};
-use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts, TagHashes};
+use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts, TagHashes, VariantText};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
 
 /// A response as it is stored. Holds nothing of the requesting client except the values of the
@@ -18,7 +18,7 @@ pub(crate) struct StoredResponse {
     /// The key's text, compared on every lookup.
     pub key: Box<str>,
     /// The selecting fields' normalised values (RFC 9111 §4.1), empty without `Vary`.
-    pub variant: Box<str>,
+    pub variant: VariantText,
     /// The site's name in the configuration.
     pub site: SiteName,
     /// The final status, 206 only while the body is incomplete.

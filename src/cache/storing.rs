@@ -402,7 +402,9 @@ fn stored_response(
     StoredResponse {
         key: key.text.clone(),
         variant: match &findings.vary {
-            Vary::Fields(fields) => variant_key(key, fields, place.selecting, place.codings).1,
+            Vary::Fields(fields) => {
+                variant_key(key, fields, place.selecting, place.codings).1.into()
+            }
             Vary::Nothing | Vary::Star => "".into(),
         },
         site: place.site.into(),

@@ -101,7 +101,7 @@ impl Candidate {
     pub(crate) fn fits(&self, key: &CacheKey, stored: &StoredResponse) -> bool {
         stored.key == key.text
             && match &self.expected {
-                Expected::Values(values) => stored.variant == *values,
+                Expected::Values(values) => *stored.variant == **values,
                 Expected::Language(language) => {
                     content_language(&stored.headers).as_ref() == Some(language)
                 }

@@ -100,7 +100,7 @@ impl Visit {
             return Some((self.select_aged(Source::Stored(head), age)?, Content::Negotiated));
         }
         let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
-        let wanted = if is_fixed { None } else { self.wanted_form(&head.response) };
+        let wanted = if is_fixed { None } else { self.wanted_form(head) };
         let mut is_whole = false;
         if let Some(coding) = wanted {
             let continuation = cache::continuation(&head.response, &self.fields);

@@ -432,7 +432,7 @@ impl Visit {
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
             let selecting = query.sent().selecting_fields(&fields);
             let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, CODINGS);
-            if variant != response.variant {
+            if *variant != *response.variant {
                 return match hash == found.hash {
                     true => FillingMatch::Unusable,
                     false => FillingMatch::OtherVariant(hash),

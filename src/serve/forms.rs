@@ -11,7 +11,7 @@ use super::hot_forms::HotForm;
 use super::outcome::{Answered, Content, Encoded, Recoding};
 use crate::body::{Body, BodySource};
 use crate::cache::{self, Form, StoredResponse};
-use crate::fields::{FieldLines, Fields, FieldsMut, Known};
+use crate::fields::{FieldLines, Fields, FieldsMut};
 use crate::reply::Reply;
 use crate::store::{StoredForm, StoredHead};
 use crate::transform::{
@@ -31,6 +31,10 @@ impl Visit {
         if !head.may_have_form(coding) || self.query().keeps_coding() {
             return None;
         }
+        let is_looked_up = self.context.id.0.is_multiple_of(HITS_PER_FORM_LOOKUP);
+        if !is_looked_up && let Some(form) = head.used_form(coding) {
+            return Some(form);
+        }
         match self.worker.store.form_now(head.hash(), head, coding) {
             Some(StoredForm::Current(form)) => Some(form),
             Some(StoredForm::Outdated(form)) => self.renew(head, &form),
@@ -41,13 +45,13 @@ impl Visit {
     /// The coding of the form that the client prefers to what is stored; within, `None` is identity. Whether
     /// the content may be recoded is not considered.
     #[inline]
-    pub(super) fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
+    pub(super) fn wanted_form(&self, stored: &StoredHead) -> Option<Option<Coding>> {
         if self.is_for_storing_peer() {
             return None;
         }
         let settings = &self.rule.settings.compression;
-        let stored = match stored.headers.has(Known::ContentEncoding) {
-            true => ContentFields::of(&FieldLines::of(&stored.headers)).known_coding()?,
+        let stored = match stored.has_coding() {
+            true => ContentFields::of(&FieldLines::of(&stored.response.headers)).known_coding()?,
             false => None,
         };
         match self.accepted.choose(stored, &settings.codings) {
@@ -123,7 +127,7 @@ impl Visit {
         }
         let coding = match &head.response.form {
             Some(form) => form.coding,
-            None => self.wanted_form(&head.response).flatten(),
+            None => self.wanted_form(head).flatten(),
         };
         let Some(coding) = coding else { return };
         let level = settings.hot_codings.iter().find(|level| level.coding() == coding);
@@ -264,3 +268,7 @@ pub(super) fn form_response(source: &StoredResponse, form: Form) -> StoredRespon
         ..source.clone()
     }
 }
+
+/// Memory learns by lookups which forms are used: one of so many hits looks its form up, the others use the one that the last
+/// lookup found.
+const HITS_PER_FORM_LOOKUP: u64 = 4;

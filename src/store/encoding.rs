@@ -36,6 +36,7 @@ use http::{HeaderName, HeaderValue, StatusCode, Version};
 use super::form_marks::FormMarks;
 use super::piece::Piece;
 use super::record::{ObjectId, Record, StoredHead, disk_state};
+use super::used_form::UsedForm;
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{
     Coding, Form, Freshness, KeyHash, PurgeSequence, SiteName, SourceEntry, StoredResponse,
@@ -207,7 +208,7 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
     let inline = from.text()?;
     let response = StoredResponse {
         key,
-        variant,
+        variant: variant.into(),
         site,
         status,
         headers,
@@ -228,6 +229,7 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
         && slice_bytes > 0
         && (flag(6) || inline.is_empty())
         && (!flag(6) || inline.len() as u64 == inline_length(&response));
+    let form_marks = FormMarks::of(&response);
     sane.then(|| StoredHead {
         response,
         object,
@@ -235,7 +237,8 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
         slice_bytes,
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::WRITTEN),
-        form_marks: FormMarks::default(),
+        form_marks,
+        used_form: UsedForm::default(),
         coding_note: AtomicU8::new(0),
     })
 }

@@ -5,19 +5,44 @@
 //! bits 4–7   present   a form with the coding has been in memory: it leaves memory with its source
 //! bits 8–11  offered   the form has been offered for coding at a higher level
 //! bit 12     written again   of a form: it has been written again, to link it to its source
+//! bit 13     uncoded   the origin sent it without a coding
+//! bits 14–15   of a form: its coding
 //! ```
 //!
-//! One bit of each four for each coding, by [`Form::index`]. A record that is read from disk has none.
+//! One bit of each four for each coding, by [`Form::index`]. A record that is read from disk has its own coding only.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use crate::cache::{Coding, Form};
+use crate::cache::{Coding, Form, StoredResponse};
 
 /// The marks. A race between two threads loses none.
 #[derive(Debug, Default)]
 pub(super) struct FormMarks(AtomicU16);
 
 impl FormMarks {
+    /// The marks of a new record.
+    pub(super) fn of(response: &StoredResponse) -> Self {
+        let coding = response.form.as_ref().map_or(0, |form| Form::index(form.coding));
+        Self(AtomicU16::new((coding as u16) << CODING_SHIFT))
+    }
+
+    /// Whether this record, which is a form, has the coding. Its [`Form`] is elsewhere in memory.
+    #[inline]
+    pub(super) fn is_of_coding(&self, coding: Option<Coding>) -> bool {
+        usize::from(self.0.load(Ordering::Relaxed) >> CODING_SHIFT) == Form::index(coding)
+    }
+
+    /// Whether [`FormMarks::set_uncoded`] was called.
+    #[inline]
+    pub(super) fn is_uncoded(&self) -> bool {
+        self.has(UNCODED)
+    }
+
+    /// Remembers that the origin sent the response without a coding.
+    pub(super) fn set_uncoded(&self) {
+        self.0.fetch_or(UNCODED, Ordering::Relaxed);
+    }
+
     /// Whether a form with this coding may exist.
     #[inline]
     pub(super) fn may_exist(&self, coding: Option<Coding>) -> bool {
@@ -73,4 +98,7 @@ const PRESENT: u16 = 1 << Form::CODINGS;
 const OFFERED: u16 = PRESENT << Form::CODINGS;
 const WRITTEN_AGAIN: u16 = OFFERED << Form::CODINGS;
 
-const _: () = assert!(3 * Form::CODINGS < u16::BITS as usize);
+const UNCODED: u16 = WRITTEN_AGAIN << 1;
+const CODING_SHIFT: u32 = UNCODED.trailing_zeros() + 1;
+
+const _: () = assert!(Form::CODINGS <= 1 << (u16::BITS - CODING_SHIFT));

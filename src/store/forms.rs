@@ -111,6 +111,7 @@ impl Store {
             return Some(StoredForm::Outdated(form));
         }
         self.link_again(source, &form);
+        source.used_form.note(&form);
         Some(StoredForm::Current(form))
     }
 }

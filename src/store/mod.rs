@@ -38,6 +38,7 @@ mod space; // checks that the disk cache fits its file systems
 mod stat;
 mod tag_marks; // which tags stored responses have had
 mod tiers; // memory above the disks
+mod used_form; // the form that hits use
 mod write; // writes complete objects
 
 use std::ops::Range;
@@ -63,6 +64,7 @@ use self::piece::Piece;
 use self::piece_key::{ObjectIds, PieceKey};
 use self::record::disk_state;
 use self::tiers::Tiers;
+use self::used_form::UsedForm;
 use crate::cache::{KeyHash, PurgeKind, StoredResponse, VaryList};
 use crate::planted::{self, Bug};
 use crate::purge::{Checkpoint, Purges};
@@ -315,6 +317,7 @@ impl Store {
             true => disk_state::COPY,
             false => disk_state::MEMORY_ONLY,
         };
+        let form_marks = FormMarks::of(&response);
         StoredHead {
             response,
             object,
@@ -322,7 +325,8 @@ impl Store {
             slice_bytes: self.tiers.settings.slice_bytes as u32,
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
             disk_state: AtomicU8::new(disk_state),
-            form_marks: FormMarks::default(),
+            form_marks,
+            used_form: UsedForm::default(),
             coding_note: AtomicU8::new(0),
         }
     }

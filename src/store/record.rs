@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::form_marks::FormMarks;
 pub(crate) use super::piece_key::ObjectId;
+use super::used_form::UsedForm;
 use crate::cache::{Coding, KeyHash, StoredResponse, VaryList};
 use crate::fields::Known;
 use crate::purge::Checkpoint;
@@ -34,7 +35,7 @@ impl Record {
 }
 
 /// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state`,
-/// `form_marks` and `coding_note`.
+/// `form_marks`, `used_form` and `coding_note`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
     /// What the caching rules read.
@@ -52,6 +53,8 @@ pub(crate) struct StoredHead {
     pub(super) disk_state: AtomicU8,
     /// The facts about its forms.
     pub(super) form_marks: FormMarks,
+    /// The form that its hits use.
+    pub(super) used_form: UsedForm,
     /// See [`StoredHead::coding_note`].
     pub(super) coding_note: AtomicU8,
 }
@@ -148,9 +151,30 @@ impl StoredHead {
             slice_bytes: self.slice_bytes,
             checkpoint: Checkpoint::distrusted(),
             disk_state: AtomicU8::new(disk_state::WRITTEN),
-            form_marks: FormMarks::default(),
+            form_marks: FormMarks::of(&self.response),
+            used_form: UsedForm::default(),
             coding_note: AtomicU8::new(0),
         }
+    }
+
+    /// Whether the origin sent it with a coding. Remembered apart from the fields, which are elsewhere in memory.
+    #[inline]
+    pub(crate) fn has_coding(&self) -> bool {
+        if self.form_marks.is_uncoded() {
+            return false;
+        }
+        let has_coding = self.response.headers.has(Known::ContentEncoding);
+        if !has_coding {
+            self.form_marks.set_uncoded();
+        }
+        has_coding
+    }
+
+    /// The form with this coding that an earlier hit has found by [`Store::form_now`](super::Store::form_now). No lookup: the memory
+    /// tier does not learn that it is used.
+    #[inline]
+    pub(crate) fn used_form(&self, coding: Option<Coding>) -> Option<Arc<Self>> {
+        self.used_form.get().filter(|form| form.form_marks.is_of_coding(coding))
     }
 
     /// Whether a form with this coding may exist. `false`: [`StoredHead::expect_form`] was told that none does.

@@ -168,3 +168,52 @@ async fn a_form_on_disk_whose_source_was_overwritten_is_used_by_no_later_source(
     let again = store(&here, URL, &bytes(3000)).await;
     assert!(here.form(hash(), &again, BR).await.is_none());
 }
+
+#[tokio::test]
+async fn hits_find_the_form_that_a_lookup_found_while_it_and_its_source_are_the_same() {
+    let here = open(&small()).await;
+    let source = store(&here, URL, &bytes(20_000)).await;
+    let form = here.put_form(form_of(&source, BR), bytes(5));
+    assert!(source.used_form(BR).is_none(), "before the first lookup");
+    current(here.form_now(hash(), &source, BR));
+    assert!(Arc::ptr_eq(&source.used_form(BR).unwrap(), &form));
+    assert!(source.used_form(Some(Coding::Gzip)).is_none() && source.used_form(None).is_none());
+
+    // A form that replaces it is found once the old one is in use no more.
+    drop(form);
+    let hot = here.put_form(form_of(&source, BR), bytes(4));
+    assert!(source.used_form(BR).is_none());
+    current(here.form_now(hash(), &source, BR));
+    assert!(Arc::ptr_eq(&source.used_form(BR).unwrap(), &hot));
+
+    // After a 304 the fields of the form must be renewed first.
+    let validated = here.replace(&source, source.response.clone());
+    assert!(validated.used_form(BR).is_none());
+    assert!(matches!(here.form_now(hash(), &validated, BR), Some(StoredForm::Outdated(_))));
+    assert!(validated.used_form(BR).is_none());
+
+    // Memory does not keep a form for its source.
+    drop(hot);
+    here.tiers.memory.evict_all();
+    assert!(source.used_form(BR).is_none());
+}
+
+#[tokio::test]
+async fn a_form_keeps_its_coding_and_a_source_that_it_has_none() {
+    let here = open(&small()).await;
+    let source = store(&here, URL, &bytes(20_000)).await;
+    for _ in 0..2 {
+        assert!(!source.has_coding());
+    }
+    for coding in Form::ALL {
+        let form = here.put_form(form_of(&source, coding), bytes(5));
+        for mark in Form::ALL {
+            form.form_marks.expect(mark, false);
+            form.form_marks.offer(mark);
+        }
+        form.form_marks.set_written_again();
+        form.form_marks.set_uncoded();
+        let found = Form::ALL.into_iter().filter(|other| form.form_marks.is_of_coding(*other));
+        assert!(found.eq([coding]), "{coding:?}");
+    }
+}

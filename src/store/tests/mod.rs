@@ -67,6 +67,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> StoredH
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
         form_marks: FormMarks::default(),
+        used_form: UsedForm::default(),
         coding_note: AtomicU8::new(0),
     }
 }
@@ -218,7 +219,7 @@ async fn variants_stand_beside_each_other_under_the_list() {
     for coding in ["br", "gzip"] {
         let (hash, values) = variant_key(&key, &fields, &request(coding), &["br", "gzip"]);
         let mut response = response(&key.text, here.purges().sequence());
-        response.variant = values;
+        response.variant = values.into();
         let variant =
             Variant::new(hash, &fields, &request(coding), &response.headers, &["br", "gzip"]);
         let mut writer = here.writer(response);
