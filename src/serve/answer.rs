@@ -101,18 +101,15 @@ impl Visit {
         }
         let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
         let wanted = if is_fixed { None } else { self.wanted_form(head) };
-        let mut is_whole = false;
-        if let Some(coding) = wanted {
-            let continuation = cache::continuation(&head.response, &self.fields);
-            if continuation != Continuation::Same
-                && let Some(form) = self.form_now(head, coding)
-                && let Some(reply) = self.select_aged(Source::Stored(&form), age)
-            {
-                return Some((reply, Content::Negotiated));
-            }
-            is_whole = continuation == Continuation::Unsure;
+        if let Some(coding) = wanted
+            && cache::continuation(&head.response, &self.fields) != Continuation::Same
+            && let Some(form) = self.form_now(head, coding)
+            && let Some(reply) = self.select_aged(Source::Stored(&form), age)
+        {
+            return Some((reply, Content::Negotiated));
         }
-        let reply = match is_whole {
+        let ignores_range = || self.ignores_range(&head.response, Some(head.complete_length()));
+        let reply = match wanted.is_some() && ignores_range() {
             true => self.without_range().select_aged(Source::Stored(head), age)?,
             false => self.select_aged(Source::Stored(head), age)?,
         };
@@ -130,13 +127,23 @@ impl Visit {
     pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Reply> {
         let stored = source.response();
         let age = stored.freshness.age(now);
-        // The client may have bytes of a form, which has the same date.
-        let is_unsure = cache::continuation(stored, &self.fields) == Continuation::Unsure
-            && self.recode_plan(stored, source.complete_length()).is_some();
-        match is_unsure {
+        match self.ignores_range(stored, source.complete_length()) {
             true => self.without_range().select_aged(source, age),
             false => self.select_aged(source, age),
         }
+    }
+
+    /// Whether the client gets the whole response although it asks for a range: it may have bytes of a form, which has
+    /// the same date, or it does not accept the coding in which the response is stored.
+    fn ignores_range(&self, stored: &StoredResponse, length: Option<u64>) -> bool {
+        if !self.fields.contains_key(RANGE) {
+            return false;
+        }
+        let continuation = cache::continuation(stored, &self.fields);
+        continuation != Continuation::Same
+            && self.recode_plan(stored, length).is_some_and(|plan| {
+                continuation == Continuation::Unsure || plan.recoding.coding().is_none()
+            })
     }
 
     pub(super) fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {

@@ -11,7 +11,7 @@ use async_compression::codecs::{BrotliDecoder, DecodeV2};
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
 
 use crate::harness::victim::Victim;
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, Request, exchange};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, Request, exchange, until};
 
 const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 const BROWSER: &str = "Accept-Encoding: gzip, deflate, br, zstd";
@@ -222,6 +222,36 @@ fn a_range_is_of_the_negotiated_form_and_continues_only_the_same_bytes() {
         let beyond = edge.get_with(target, &["Accept-Encoding: br", "Range: bytes=9000000-"]);
         let expected = format!("bytes */{}", whole.body.len());
         assert_eq!((beyond.status, beyond.header("content-range")), (416, expected));
+    }
+}
+
+/// `curl -C -` and `wget -c` send no `If-Range`, and would append compressed bytes to what they have.
+#[test]
+fn a_range_is_never_of_a_coding_that_the_client_does_not_accept() {
+    for length in [5000, 1_000_000] {
+        let zipped = encoded("gzip", &text(length));
+        let origin =
+            Origin::start(move |_| html(zipped.clone()).header("Content-Encoding", "gzip"));
+        let edge = Edge::before(&origin.url());
+        let stored = edge.get_with("/", &[&accept("gzip")]);
+        let range = "Range: bytes=100-";
+        // Until the decoded form is stored, the whole is sent.
+        let of_decoded = |fields: &[&str]| {
+            let response = edge.get_with("/", fields);
+            assert_eq!(response.header("content-encoding"), "", "{fields:?} {length}");
+            let from = if response.status == 206 { 100 } else { 0 };
+            assert!(response.body == text(length)[from..], "{fields:?} {length}");
+            response.status
+        };
+        assert_eq!(of_decoded(&[range]), 200);
+        until("a range of the decoded form", || of_decoded(&[range]) == 206);
+        assert_eq!(of_decoded(&[range, &accept("identity")]), 206);
+        assert_eq!(of_decoded(&[range, &accept("gzip;q=0")]), 206);
+        // The client has bytes of the stored coding, and says so.
+        let same = format!("If-Range: {}", stored.header("etag"));
+        let rest = edge.get_with("/", &[range, &same]);
+        assert_eq!((rest.status, rest.header("content-encoding")), (206, "gzip".to_owned()));
+        assert!(rest.body == stored.body[100..], "{length}");
     }
 }
 
