@@ -409,7 +409,7 @@ enum NextStage {
     Fetch(LookupResult, Reason),
     /// The stored response is fresh, but some of the requested bytes are not stored.
     FillGaps(LookupResult),
-    /// 504: the request says only-if-cached.
+    /// 504: the request says only-if-cached, and no stored response can answer it alone.
     GatewayTimeout(Reason),
 }
 
@@ -502,11 +502,15 @@ impl Visit {
             return Ok(answered);
         }
         let decision = self.query().decide(&found, self.context.received_at);
-        let bytes_missing =
-            |found| NextStage::Fetch(LookupResult { head: None, ..found }, Reason::BytesMissing);
+        let only_if_cached = self.directives.only_if_cached;
+        let bytes_missing = |found| match only_if_cached {
+            true => NextStage::GatewayTimeout(Reason::BytesMissing),
+            false => NextStage::Fetch(LookupResult { head: None, ..found }, Reason::BytesMissing),
+        };
         match (decision, &found.head) {
             (Decision::Serve { .. }, Some(head)) => match self.hit(found.hash, head, None) {
                 Some(answered) => Ok(answered),
+                None if only_if_cached => Err(bytes_missing(found)),
                 None => Err(NextStage::FillGaps(found)),
             },
             (Decision::ServeStale { why, refresh, .. }, Some(head)) => {

@@ -192,7 +192,8 @@ fn stale_reason(
         && has_stale_while_revalidate
         && staleness <= freshness.stale_while_revalidate.span()
     {
-        return Some((Reason::WhileRevalidate, true));
+        // A validation would be a request to upstream that the client has ruled out.
+        return Some((Reason::WhileRevalidate, !request.only_if_cached));
     }
     None
 }

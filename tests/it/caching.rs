@@ -739,6 +739,22 @@ fn only_if_cached_is_answered_here_unless_the_site_says_otherwise() {
 }
 
 #[test]
+fn only_if_cached_starts_no_validation_in_the_background() {
+    let origin = numbered("max-age=10, stale-while-revalidate=60");
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(20);
+    let stale = edge.get_with("/a", &["Cache-Control: only-if-cached"]);
+    assert!(stale.is_hit() && stale.text() == "1", "{stale:?}");
+    // A cache between this node and the origin would answer such a validation with 504.
+    edge.get("/a");
+    origin.wait_for_requests(2);
+    until("the new one is served", || edge.get("/a").text() == "2");
+    let directives = |request: &ReceivedRequest| request.header("cache-control").is_some();
+    assert!(!origin.received().iter().any(directives), "{:?}", origin.received());
+}
+
+#[test]
 fn a_page_under_a_static_name_is_passed_on_and_not_stored() {
     let origin = Origin::start(|request| {
         let kind = if request.target.starts_with("/account") { "text/html" } else { "text/css" };
