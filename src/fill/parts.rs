@@ -140,10 +140,12 @@ impl Parts {
             Ok((bytes, body)) => Ok(PartResponse { bytes, body, claim }),
             Err(refused) => {
                 if let Some(lead) = claim {
-                    lead.fail(match &refused {
-                        PartError::Changed => FillFailure::Changed,
-                        PartError::Failed(why) => FillFailure::Upstream(why.clone()),
-                    });
+                    match &refused {
+                        PartError::Changed => lead.fail(FillFailure::Changed),
+                        PartError::Failed(why) => lead.fail(FillFailure::Upstream(why.clone())),
+                        // The other requests ask for themselves.
+                        PartError::Declined(_) => drop(lead),
+                    }
                 }
                 Err(refused)
             }
@@ -210,10 +212,14 @@ impl Parts {
                 self.fills.recorder().count(Metric::RangeObjectsChanged);
                 Err(PartError::Changed)
             }
-            PartAnswer::Unusable(why) => Err(PartError::Failed(Arc::new(BodyError::new(why)))),
+            PartAnswer::Unusable(why) => Err(PartError::Declined(Arc::new(BodyError::new(why)))),
             PartAnswer::PastEnd { .. } | PartAnswer::Other => {
                 let why = format!("upstream answered {status} for bytes from {start}");
-                Err(PartError::Failed(Arc::new(BodyError::new(why))))
+                let why = Arc::new(BodyError::new(why));
+                Err(match status.is_server_error() {
+                    true => PartError::Failed(why),
+                    false => PartError::Declined(why),
+                })
             }
         }
     }
@@ -233,7 +239,9 @@ pub(crate) enum PartError {
     /// The object changed at the origin. Its stored slices are dropped; a newer version that has
     /// replaced it stays.
     Changed,
-    /// Upstream did not respond ([`Unanswered`]), or its response does not have the bytes.
+    /// Upstream answered without these bytes, and not because it fails: with a 404, a redirect or a part of others.
+    Declined(Arc<BodyError>),
+    /// Upstream did not respond ([`Unanswered`]), or with an error of a server.
     Failed(Arc<dyn std::error::Error + Send + Sync>),
 }
 

@@ -9,7 +9,8 @@
 //! nothing stored, suffix range ─▶ sent as it is ─┬ long object, strong validator ─▶ parts
 //!                                                └ others ─▶ the part stored on its own
 //! stored, bytes missing ─▶ range request ─┬ 206, same version ─▶ parts
-//!                                         └ changed           ─▶ fetch as if nothing were stored
+//!                                         ├ changed           ─▶ fetch as if nothing were stored
+//!                                         └ 404, 302, others  ─▶ forwarded as it is
 //! being filled, far behind ─▶ range request for the same version ─▶ parts
 //! ```
 //!
@@ -155,6 +156,10 @@ impl Visit {
         match self.open_gaps(head).await {
             Gaps::Open(parts, first) => Ok(self.answer_in_parts(&parts, *first)),
             Gaps::Changed => Ok(None),
+            Gaps::Declined => {
+                let alone = LookupResult { head: None, ..found.clone() };
+                self.forward_alone(Reason::BytesMissing, alone).await.map(Some)
+            }
             Gaps::Failed(failure) => {
                 let facts = facts_of(CacheStatus::forwarded(Reason::BytesMissing));
                 self.without_upstream(found, &failure, facts).map(Some)
@@ -169,6 +174,7 @@ impl Visit {
         match parts.begin(self.first_wanted(head)).await {
             Ok(first) => Gaps::Open(parts, Box::new(first)),
             Err(PartError::Changed) => Gaps::Changed,
+            Err(PartError::Declined(_)) => Gaps::Declined,
             Err(PartError::Failed(why)) => Gaps::Failed(FillFailure::Upstream(why)),
         }
     }
@@ -248,6 +254,8 @@ pub(super) enum Gaps {
     Open(Parts, Box<Option<PartResponse>>),
     /// The object has changed at the origin or cannot be fetched in parts.
     Changed,
+    /// Upstream answers with something else than these bytes, such as 404: the client gets that for its own request.
+    Declined,
     /// Upstream did not provide the bytes.
     Failed(FillFailure),
 }
@@ -345,10 +353,11 @@ impl Job {
     }
 }
 
-/// Whether missing bytes of a stored response can be fetched by range: it is stored in slices and has a
-/// strong validator that proves that they are of the same version.
+/// Whether missing bytes of a stored response can be fetched by range: it is stored in slices, has a strong validator that
+/// proves that they are of the same version, and a status that origins send ranges of (RFC 9110 §14.2).
 pub(super) fn can_be_fetched_in_parts(head: &StoredHead) -> bool {
-    head.inline.is_none() && Validator::of(&head.response.headers).is_some()
+    let has_ranges = matches!(head.response.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+    has_ranges && head.inline.is_none() && Validator::of(&head.response.headers).is_some()
 }
 
 /// The first byte of a member of `Range` and the one after its last, for an object of unknown length.

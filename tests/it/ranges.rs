@@ -419,6 +419,55 @@ fn an_object_that_changes_right_after_its_validation_is_fetched_again() {
     assert_bytes(&other.body, 2, 3 * MIB..3 * MIB + 100);
 }
 
+/// An origin that has the first mebibyte of an object, and answers requests beyond it with this.
+fn beginning_only(rest: Answer) -> Origin {
+    Origin::start(move |request| {
+        if request.header("range") != Some("bytes=0-1048575") {
+            return rest.clone();
+        }
+        let part = Answer::part(bytes_of(1, 0..MIB)).fresh_for(60).header("ETag", "\"v1\"");
+        part.header("Content-Range", &format!("bytes 0-{}/{}", MIB - 1, 4 * MIB))
+    })
+}
+
+#[test]
+fn an_answer_without_the_missing_bytes_is_passed_on_as_it_is() {
+    // The last is a part of other bytes than those that were asked for.
+    for status in [404, 403, 302, 429, 206] {
+        let rest = match status {
+            206 => Answer::part("abc").header("Content-Range", "bytes 7-9/4194304"),
+            _ => Answer::status(status),
+        };
+        let rest = rest.header("Cache-Control", "no-store").header("ETag", "\"v1\"");
+        let rest = rest.header("X-Rest", "1");
+        let edge = Edge::before(&beginning_only(rest).url());
+        let get = |range: Range<u64>| edge.get_with("/long", &[&range_field(&range)]);
+        assert_bytes(&get(0..100).body, 1, 0..100);
+        let mut beyond = vec![get(3 * MIB..3 * MIB + 100)];
+        beyond.push(edge.get("/long"));
+        for response in beyond {
+            assert_eq!((response.status, response.header("x-rest")), (status, "1".to_owned()));
+        }
+        // What is stored may still be used.
+        let stored = get(100..200);
+        assert!(stored.status == 206 && stored.is_hit(), "{status}: {stored:?}");
+    }
+}
+
+#[test]
+fn only_if_cached_requests_no_missing_bytes() {
+    let origin = beginning_only(Answer::status(500));
+    let edge = Edge::before(&origin.url());
+    let get = |range: &str| edge.get_with("/long", &[range, "Cache-Control: only-if-cached"]);
+    edge.get_with("/long", &[&range_field(&(0..100))]);
+    let missing = range_field(&(3 * MIB..3 * MIB + 100));
+    for field in [&missing, "X-Range: none"] {
+        assert_eq!(get(field).status, 504, "{field}");
+    }
+    assert_eq!(get(&range_field(&(100..200))).status, 206);
+    assert_eq!(origin.request_count(), 1);
+}
+
 #[test]
 fn readers_of_a_part_that_has_changed_share_one_new_request() {
     let length = 24 * MIB;

@@ -132,6 +132,7 @@ impl RangeTask {
         match self.parts.fetch(range).await {
             Ok((bytes, body)) => self.receive_part(bytes, body, Pace::InStep).await,
             Err(PartError::Changed) => Err(Stop::Changed),
+            Err(PartError::Declined(why)) => Err(Stop::Broken(why)),
             Err(PartError::Failed(error)) => {
                 let why = format!("no answer from upstream for bytes from {start}");
                 Err(BodyError::caused_by(why, error).into())
