@@ -328,6 +328,7 @@ mod tests {
         check(swr, 15, "", stale(15, Reason::WhileRevalidate, true));
         check(swr, 16, "", Decision::Validate(Reason::Stale));
         check(swr, 15, "max-age=3", Decision::Validate(Reason::Stale));
+        check(swr, 15, "only-if-cached", stale(15, Reason::WhileRevalidate, false));
     }
 
     #[test]
