@@ -51,6 +51,7 @@ mod protocol;
 mod purge_chaos;
 mod ranges;
 mod region_fetches;
+mod reuse_model;
 mod routing;
 mod saved_origins;
 mod server_timing;
