@@ -9,27 +9,29 @@ use std::process::{Child, Command, Stdio};
 use crate::harness::{Answer, Edge, Origin, until};
 
 /// A server in a process of its own, which says its port. It ends when it is dropped.
-struct Server {
+pub struct Server {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Server {
     fn start(script: &str) -> Self {
-        let mut child = python(script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let mut line = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe"));
-        lines.read_line(&mut line).expect("a line");
-        let port =
-            line.trim().strip_prefix("port ").unwrap_or_else(|| panic!("{script}: {line:?}"));
-        let url = format!("http://127.0.0.1:{port}");
+        Self::run(&mut python(script), "port ")
+    }
+
+    /// Starts a program whose output has its port after these words.
+    pub fn run(command: &mut Command, words: &str) -> Self {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = pipes.spawn().expect("the program runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let port = lines.by_ref().find_map(|line| {
+            let line = line.expect("text");
+            line.split_once(words).map(|(_, port)| port.trim().to_owned())
+        });
+        let port = port.unwrap_or_else(|| panic!("{command:?} has ended without {words:?}"));
         // The pipe stays open: a write to a closed one would end the server.
-        std::thread::spawn(move || lines.lines().count());
-        Self { child, url }
+        std::thread::spawn(move || lines.count());
+        Self { child, url: format!("http://127.0.0.1:{port}") }
     }
 }
 

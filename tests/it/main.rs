@@ -60,6 +60,7 @@ mod shared_messages;
 mod sharing;
 mod shield;
 mod sign;
+mod sign_server;
 mod site_options;
 mod size;
 mod slow_peers;
