@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, raw, until};
 
@@ -154,7 +155,8 @@ fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() 
     let edge = Edge::before(&origin.url());
     for count in 1..=2 {
         // It is short, so that the client gets nothing of it; the origin is asked once more.
-        let said = raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n").to_lowercase();
+        let request = b"GET / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n";
+        let said = raw(edge.http, request).to_lowercase();
         assert!(said.starts_with("http/1.1 502 ") && !said.contains("half"), "{said}");
         assert!(!said.contains("; hit"), "{said}");
         assert_eq!(origin.request_count(), 2 * count);
@@ -266,6 +268,45 @@ fn a_passed_response_whose_client_left_is_given_up() {
     let edge = Edge::before(&origin.url());
     leave_and_open(&edge, &gate);
     until("the origin is let go", || origin.open() == 0);
+}
+
+#[test]
+fn a_client_that_sends_no_more_gets_its_response_from_the_origin() {
+    for cache_control in ["max-age=60", "no-store"] {
+        let gate = Gate::default();
+        let behind = gate.clone();
+        let origin = Origin::start(move |request| match request.target.as_str() {
+            "/" => Answer::ok("late").header("Cache-Control", cache_control).behind(&behind),
+            _ => Answer::ok("soon"),
+        });
+        let edge = Edge::before(&origin.url());
+        let mut client = edge.connect();
+        client.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        client.finish();
+        origin.wait_for_requests(1);
+        // In the meantime the node notices that the client sends no more.
+        (0..10).for_each(|_| assert_eq!(edge.get("/other").text(), "soon"));
+        gate.open();
+        assert_eq!(client.read(false).text(), "late", "{cache_control}");
+        assert!(client.is_closed(), "no other request can follow");
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_connection_later_has_given_up() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |_| Answer::ok("late").behind(&behind));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 0\r\n\r\n");
+    origin.wait_for_requests(1);
+    let exchanges = || edge.metric("skerry_upstream_active");
+    assert_eq!(exchanges(), 1.0);
+    std::thread::sleep(Duration::from_millis(1200));
+    client.finish();
+    until("the exchange is given up", || exchanges() == 0.0);
+    gate.open();
 }
 
 #[test]

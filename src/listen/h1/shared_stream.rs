@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::Frame;
@@ -26,6 +27,10 @@ pub(super) struct SharedStream<T: ClientSocket> {
     rest: RequestRest,
     /// Whether the client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
+    /// Since when the client has nothing to send and waits for the response. `None`: it has not waited.
+    waits_since: Option<Instant>,
+    /// The client sends no more, and still reads.
+    is_half_closed: bool,
     /// The number of the current request. A body that outlives its own request reads no other.
     number: u64,
 }
@@ -47,6 +52,8 @@ impl<T: ClientSocket> SharedStream<T> {
             queue: SendQueue::default(),
             rest: RequestRest::Nothing,
             expects_continue: false,
+            waits_since: None,
+            is_half_closed: false,
             number: 0,
         }
     }
@@ -60,6 +67,7 @@ impl<T: ClientSocket> SharedStream<T> {
             RequestFraming::Unknown => RequestRest::Unknown,
         };
         self.expects_continue = expects_continue;
+        self.waits_since = None;
         self.number += 1;
         self.number
     }
@@ -74,13 +82,22 @@ impl<T: ClientSocket> SharedStream<T> {
     }
 
     /// Sends the queue, and reads ahead to notice when the client closes. Ready: it has closed.
+    ///
+    /// The end of the client's bytes looks the same whether the client has closed the connection or only sends no more,
+    /// as `nc -N` does. Within [`HALF_CLOSE_TIME`] of the request it is taken as the latter: if the client is gone, a write fails.
     pub(super) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
             return Poll::Ready(error);
         }
         // The owner of the body reads the body; the bytes of the next request stay in the socket.
-        while self.is_request_complete() && self.inner.held().is_empty() {
+        let may_read = self.is_request_complete() && !self.is_half_closed;
+        while may_read && self.inner.held().is_empty() {
+            let waits_since = *self.waits_since.get_or_insert_with(Instant::now);
             match ready!(self.inner.poll_more(cx)) {
+                Ok(0) if waits_since.elapsed() < HALF_CLOSE_TIME => {
+                    self.is_half_closed = true;
+                    break;
+                }
                 Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(error),
@@ -249,6 +266,8 @@ fn broken(error: io::Error) -> BodyError {
     }
 }
 
+/// A client that sends no more ends its bytes right after its request. One that ends them later has given up.
+const HALF_CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Bytes read of a body at once.
 const PIECE_BYTES_MAX: usize = 64 << 10;
 /// A connection is closed rather than reading more than this of a body that the service has not read.
