@@ -8,7 +8,7 @@ struct Bench {
     health: Health,
     check: Option<Check>,
     now_ms: u64,
-    /// What the pool says about another ejection.
+    /// Whether the pool can spare the origin.
     share: bool,
 }
 
@@ -158,6 +158,20 @@ fn failed_connections_in_a_row_take_an_origin_down_whatever_the_pool_says() {
     bench.ends(Outcome::Unreachable);
     assert_eq!(bench.class(), HealthClass::Down);
     assert_eq!(bench.machine.view().at_ms(), 1000 + 10_000, "100 % of eject_for by the dice");
+}
+
+#[test]
+fn any_good_response_ends_a_row_of_failed_connections() {
+    use Outcome::{BrokenOff, Contentless, Good, Unreachable};
+    for response in [Good, Contentless] {
+        let mut bench = Bench::new();
+        for outcome in [BrokenOff, Unreachable, response, Unreachable] {
+            bench.ends(outcome);
+            assert_eq!(bench.class(), HealthClass::Up, "{response:?}");
+        }
+        bench.ends(Unreachable);
+        assert_eq!(bench.class(), HealthClass::Down, "{response:?}");
+    }
 }
 
 #[test]
