@@ -37,7 +37,7 @@ use crate::labels::{
     DiscoveryOutcome, FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome,
     Http2End, LeftOut, MemberChange, MirrorOutcome, PeerRefusal, ProxyError, QueueRefusal, Refusal,
     RequestProtocol, RequirementOutcome, RetryReason, SplitChoice, StickyOutcome, Uncollapsed,
-    Unretried,
+    Unretried, Unsent,
 };
 
 /// The type of a metric.
@@ -163,6 +163,8 @@ table! {
     SplitRequests, Counter, "split_requests", "Requests under rules that split their visitors, by how the visitor's group was found.",
         "by" = SplitChoice::WORDS;
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
+    UpstreamUnsent, Counter, "upstream_unsent", "Requests that were sent to no origin of their pool, by reason.",
+        "reason" = Unsent::WORDS;
     MirroredRequests, Counter, "mirrored_requests", "Copies of requests that rules mirror to another pool, by outcome.",
         "outcome" = MirrorOutcome::WORDS;
     GeoRedirects, Counter, "geo_redirects", "Requests under rules that redirect to the nearest region, by where the client is served.",

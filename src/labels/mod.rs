@@ -60,6 +60,6 @@ pub(crate) use nodes::{
     CopyOutcome, HopFailure, HopRefusal, PeerRefusal, RequirementOutcome, UpstreamKind, WhyOrigin,
 };
 pub(crate) use origins::{
-    DiscoveryOutcome, LeftOut, MemberChange, QueueRefusal, RetryReason, Unretried,
+    DiscoveryOutcome, LeftOut, MemberChange, QueueRefusal, RetryReason, Unretried, Unsent,
 };
 pub(crate) use visitors::{GeoRedirectOutcome, MirrorOutcome, SplitChoice, StickyOutcome};

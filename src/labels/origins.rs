@@ -91,6 +91,17 @@ labels! {
 }
 
 labels! {
+    /// Why a request was sent to no origin.
+    pub(crate) Unsent;
+    /// Each origin is down.
+    AllDown "all_down";
+    /// Each origin has as many requests or connections as it may have, and the request could not wait.
+    Busy "busy";
+    /// The pool has no origins.
+    NoOrigins "no_origins";
+}
+
+labels! {
     /// Why a request did not wait for an origin, or not longer.
     pub(crate) QueueRefusal;
     /// The queue has its maximum length.

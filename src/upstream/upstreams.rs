@@ -17,7 +17,7 @@ use super::resolve::Resolver;
 use super::send::{KeptBody, Outgoing};
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::metrics::{Metric, Recorder};
+use crate::metrics::Recorder;
 use crate::planted::{self, Bug};
 
 /// The server that a request is forwarded to.
@@ -106,7 +106,6 @@ impl Upstreams {
         let Upstream::Pool(pool) = upstream;
         let core = &self.0;
         let state = core.state(pool);
-        core.recorder.count(Metric::UpstreamRequests);
         planted::hold_memory();
         if planted::each(Bug::AnswersFail, 20) {
             return Err(all_down(pool));

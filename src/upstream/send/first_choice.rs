@@ -7,7 +7,7 @@ use super::super::places::Shortage;
 use super::super::settings::PoolSettings;
 use super::Outgoing;
 use crate::body::Body;
-use crate::labels::QueueRefusal;
+use crate::labels::{QueueRefusal, Unsent};
 use crate::metrics::Metric;
 
 impl Outgoing<'_> {
@@ -49,7 +49,7 @@ impl Outgoing<'_> {
             }
         };
         let chosen = self.wait_in_queue(choose).await;
-        chosen.unwrap_or_else(|error| Err(self.unsent(error)))
+        chosen.unwrap_or_else(|error| Err(self.unsent(Unsent::Busy, error)))
     }
 
     /// Waits in the pool's queue until the request is the first one and `place` finds something.

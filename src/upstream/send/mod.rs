@@ -40,7 +40,7 @@ use super::patience::{Pace, PaceRef};
 use super::pool_state::{MemberState, PoolState};
 use super::settings::Retry;
 use crate::body::{Body, BodySource};
-use crate::labels::{RetryReason, Unretried};
+use crate::labels::{RetryReason, Unretried, Unsent};
 use crate::metrics::Metric;
 use crate::random::random_u64;
 
@@ -111,6 +111,9 @@ impl<'a> Outgoing<'a> {
     /// The error of the last try, and which origin it was sent to.
     pub(super) async fn send(&self, body: Body) -> Result<Box<UpstreamResponse>, Box<Unanswered>> {
         let chosen = self.first_choice(&body).await?;
+        if !self.is_resumption() {
+            self.core.recorder.count(Metric::UpstreamRequests);
+        }
         let mut sending = Sending::new(self, &chosen);
         let pace = Pace::default();
         let attempt = self.attempt(chosen, 1, PaceRef::First(&pace), self.limits);
@@ -174,21 +177,18 @@ impl<'a> Outgoing<'a> {
     /// Clients are told to come back after the next trial, at different times.
     fn all_down(&self, next_trial: Duration) -> Box<Unanswered> {
         let pool = self.state.pool.name().clone();
-        let error = if self.state.pool.members().len() == 0 {
-            FetchError::NoOrigins { pool }
-        } else {
-            let seconds = next_trial.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
-            let retry_after = seconds + random_u64() as u32 % (seconds + 1);
-            FetchError::AllDown { pool, retry_after }
-        };
-        self.unsent(error)
+        if self.state.pool.members().len() == 0 {
+            return self.unsent(Unsent::NoOrigins, FetchError::NoOrigins { pool });
+        }
+        let seconds = next_trial.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
+        let retry_after = seconds + random_u64() as u32 % (seconds + 1);
+        self.unsent(Unsent::AllDown, FetchError::AllDown { pool, retry_after })
     }
 
     /// No origin was chosen.
-    fn unsent(&self, error: FetchError) -> Box<Unanswered> {
+    fn unsent(&self, why: Unsent, error: FetchError) -> Box<Unanswered> {
         let pool = self.state.pool.name().clone();
-        let label = error.error_type().index();
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, label);
+        self.core.recorder.count_labelled(Metric::UpstreamUnsent, why.index());
         let tried = Tried { pool, origin: None, address: None, attempts: 0, unretried: None };
         Box::new(Unanswered { error, tried })
     }

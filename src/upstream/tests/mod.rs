@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use self::scripted::*;
 use super::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
-use crate::labels::RetryReason;
+use crate::labels::{ProxyError, RetryReason, Unsent};
 use crate::metrics::Metric;
 
 /// Runs a test on a core of its own, with an end to all waiting.
@@ -364,6 +364,26 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn a_request_that_no_origin_was_tried_for_is_no_failure_of_an_origin() {
+    on_core(async {
+        let mut settings = pool(vec![closed_port().await]);
+        settings.settings.health.connect_failures = 1;
+        let bed = Bed::new(settings);
+        let counts = || {
+            let unsent = bed.metrics.total(Metric::UpstreamUnsent, Unsent::AllDown.index());
+            let failures = ProxyError::WORDS.iter().map(|word| bed.failures(word)).sum::<u64>();
+            (bed.total(Metric::UpstreamRequests), failures, unsent)
+        };
+        // Two reach it: the one that takes it down, and its trial.
+        for expected in [(1, 1, 0), (2, 2, 0), (2, 2, 1)] {
+            bed.get().await.expect_err("nothing listens");
+            assert_eq!(counts(), expected);
+        }
+    })
+    .await;
+}
+
 async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_health() {
     on_core(async {
         let origin = Scripted::bind().await;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::labels::QueueRefusal;
+use crate::labels::{QueueRefusal, Unsent};
 use crate::metrics::Metrics;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -70,7 +70,9 @@ async fn requests_beyond_the_limit_wait_in_order_and_those_beyond_the_queue_are_
             bed.metrics.total(Metric::UpstreamQueueRefused, refusal.index())
         };
         assert_eq!((refusals(QueueRefusal::Full), refusals(QueueRefusal::Late)), (1, 0));
-        assert_eq!(bed.failures("connection_limit_reached"), 1);
+        let unsent = bed.metrics.total(Metric::UpstreamUnsent, Unsent::Busy.index());
+        assert_eq!((unsent, bed.total(Metric::UpstreamRequests)), (1, 3), "no origin has failed");
+        assert_eq!(bed.failures("connection_limit_reached"), 0);
     })
     .await;
 }
