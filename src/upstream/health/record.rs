@@ -19,17 +19,24 @@ pub(in crate::upstream) fn record(
     recorder: &Recorder,
     cause: fmt::Arguments<'_>,
 ) -> bool {
+    let now_ms = monotonic_ms();
     let others = || {
         let members = pool.members();
         let others = || members.iter().filter(|other| other.id != member.id);
-        let unusable = others().filter(|other| !other.health.view().class().is_usable());
-        (others().count(), unusable.count())
+        (others().count(), others().filter(|other| is_out(other, now_ms)).count())
     };
-    let change = member.health.on(event, monotonic_ms(), pool.settings(), &pool.health, others);
+    let change = member.health.on(event, now_ms, pool.settings(), &pool.health, others);
     if let Some(transition) = change.transition {
         report(pool, member, transition, recorder, cause);
     }
     change.is_granted
+}
+
+/// Whether the member is out, as far as the ejection of another one is concerned. A member of a lower tier gets no
+/// trial while a higher tier is used; once its time is over, it must not keep a faulty member of that tier in use.
+fn is_out(member: &Member, now_ms: u64) -> bool {
+    let view = member.health.view();
+    !view.class().is_usable() && !view.is_trial_due(now_ms.saturating_sub(UNTRIED_MS))
 }
 
 #[cold]
@@ -74,4 +81,45 @@ fn report(
     };
     let (pool, origin) = (&**pool.name(), &*member.name);
     notices::note(&Notice { is_error: false, message, reason, pool, origin }, cause);
+}
+
+/// A member whose trial has been due for so long gets no requests: the trial would have taken place.
+const UNTRIED_MS: u64 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::settings::{Origin, PoolDefinition};
+    use super::super::machine::Outcome;
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Whether the first of three members can be ejected some time after the second, a member of another tier, was.
+    fn is_ejected_after(eject_for: Duration, time: Duration) -> bool {
+        let origin = |priority: u16| Origin { priority, ..Origin::http("o", 80 + priority) };
+        let origins = (0..3).map(origin).collect();
+        let mut definition = PoolDefinition::new("test", origins);
+        definition.settings.health.eject_for = eject_for;
+        let pool = Pool::new(&definition, None).expect("a good pool");
+        let (members, recorder) = (pool.members(), Metrics::new(1).worker(0));
+        let eject = |at: usize| {
+            let member = members.at(at);
+            let event = Event::Finished { epoch: 0, is_trial: false, outcome: Outcome::Faulty };
+            for _ in 0..definition.settings.health.consecutive_5xx {
+                record(&pool, member, event, &recorder, format_args!("a test"));
+            }
+            !member.health.view().class().is_usable()
+        };
+        assert!(eject(1));
+        std::thread::sleep(time);
+        eject(0)
+    }
+
+    #[test]
+    fn a_member_that_gets_no_trial_does_not_keep_a_faulty_one_in_use() {
+        assert!(!is_ejected_after(Duration::from_secs(600), Duration::ZERO), "one of three is out");
+        let a_while = Duration::from_millis(UNTRIED_MS + 200);
+        assert!(is_ejected_after(Duration::from_millis(1), a_while));
+    }
 }
