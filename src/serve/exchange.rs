@@ -90,7 +90,7 @@ impl OriginRequest {
     }
 }
 
-/// What the client that caused an exchange learns of it.
+/// The facts about an exchange for the client that caused it.
 pub(super) struct Report {
     pub upstream: Option<Box<UpstreamFacts>>,
     pub outcome: ExchangeOutcome,
@@ -123,7 +123,7 @@ pub(super) enum ExchangeOutcome {
     NoResponse(Arc<Unanswered>),
 }
 
-/// What to do with a response from upstream.
+/// The use of a response from upstream.
 pub(super) enum Disposition {
     /// Pass it on without storing it. `remember`: how long requests for the key are not collapsed.
     Pass { reason: Reason, remember: Option<std::time::Duration> },

@@ -388,7 +388,7 @@ struct Received {
     is_for_client: bool,
 }
 
-/// What is done with the response to an uncollapsed request.
+/// The use of the response to an uncollapsed request.
 enum Passed {
     /// It is passed on.
     Through(Answered),

@@ -35,7 +35,7 @@ pub(super) struct ChoiceInput<'a> {
 /// Why no member may be used.
 #[derive(Debug)]
 pub(super) enum NoChoice {
-    /// None is up: the time until the next trial.
+    /// No member is up: the time until the next trial.
     AllDown(Duration),
     /// No usable one has a place: why.
     AllBusy(Shortage),
@@ -235,7 +235,7 @@ fn proven(tier: &Tier, facts: &MemberFacts<'_>) -> Option<usize> {
     facts.enter(latest, u32::MAX).then_some(latest)
 }
 
-/// Which members a choice admits; each is asked of all tiers before the next.
+/// The members that a choice admits; each is asked of all tiers before the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Admission {
     /// Those that are up, and of those in their slow start a growing share.

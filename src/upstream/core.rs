@@ -29,7 +29,7 @@ use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
 use crate::notices;
 
-/// What the exchanges of one core share.
+/// The state that the exchanges of one core share.
 pub(super) struct Core {
     pub(super) resolver: Arc<Resolver>,
     pub(super) clock: Clock,

@@ -1,4 +1,4 @@
-//! What an exchange with an upstream needs besides the request, and what it returns.
+//! An exchange with an upstream: the conditions of a request, and the response with facts about it.
 
 use std::cell::Cell;
 use std::net::SocketAddr;

@@ -283,7 +283,7 @@ pub(super) fn forwardable(mut trailers: HeaderMap) -> HeaderMap {
     trailers
 }
 
-/// What is wrong with how an origin frames its response.
+/// A mistake in how an origin frames its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Misframed {
     /// By a coding other than `chunked`. hyper takes `chunked` off and leaves others on, whose

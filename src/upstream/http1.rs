@@ -263,7 +263,7 @@ impl Before {
     }
 }
 
-/// What [`Http1::body_at_once`] found.
+/// The result of [`Http1::body_at_once`].
 pub(super) enum ReadyBody {
     /// The whole body.
     Whole(Body),

@@ -5,7 +5,7 @@
 //! deadlines, and gives its connection back at its end. The [`Resolver`] (one for the process)
 //! turns names into addresses.
 //!
-//! Which requests are forwarded, and what is stored of the responses, is decided in other rooms.
+//! Other rooms decide which requests are forwarded, and what is stored of the responses.
 //! RFC 9110 §7, RFC 9112, RFC 9113.
 
 mod attempt;

@@ -14,7 +14,7 @@ use http::{Request, StatusCode};
 
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 
-/// What the client has done with a request's body. The client may stall or fail while the origin
+/// The progress of a request's body on its way from the client. The client may stall or fail while the origin
 /// waits for the rest: that is not the origin's fault, and hyper's error does not tell the cause.
 #[derive(Default)]
 pub(super) struct ClientUpload {

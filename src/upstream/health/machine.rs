@@ -99,7 +99,7 @@ struct Window {
     bad: u32,
 }
 
-/// What happened.
+/// An event that may change the health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Event {
     /// An active check has passed or failed.
@@ -146,7 +146,7 @@ impl Outcome {
     }
 }
 
-/// What follows from an event.
+/// The result of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) view: View,

@@ -57,7 +57,7 @@ impl OriginHealth {
         Self { view, machine: Mutex::new(machine), last_check: Mutex::default() }
     }
 
-    /// What a request must know.
+    /// The health as requests see it.
     pub(super) fn view(&self) -> View {
         View::from_bits(self.view.0.load(Ordering::Relaxed))
     }

@@ -1,4 +1,4 @@
-//! What the origins of a pool decide together: how many may be ejected, and whose turn it is to try
+//! The decisions that concern the origins of a pool together: how many may be ejected, and whose turn it is to try
 //! one when all are down. A reload hands it on to the next pool of the same name.
 
 use std::sync::{Mutex, MutexGuard};

@@ -25,7 +25,7 @@ pub(in crate::upstream) struct Trial {
     succeeded: Cell<Option<bool>>,
 }
 
-/// Which members may be tried while none is up.
+/// The members that may be tried while none is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum TrialAmong {
     /// All that are down: there is no other.

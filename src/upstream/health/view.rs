@@ -1,4 +1,4 @@
-//! What a request must know of an origin's health, in one word that fits an atomic.
+//! The health of an origin as requests see it, in one word that fits an atomic.
 //!
 //! ```text
 //!  63                                       16 15          4   3        2    0

@@ -2,7 +2,7 @@
 
 use http::HeaderName;
 
-/// Which origins are tried before which others. It divides the origins into tiers, in an order.
+/// The order in which origins are tried: divides them into tiers.
 /// A request goes to the first tier that has a usable origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Policy {

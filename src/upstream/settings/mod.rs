@@ -67,7 +67,7 @@ pub(crate) struct PoolSettings {
     pub name: Arc<str>,
     /// Its origins are other nodes of the fleet: their field `Skerry-Hop` is kept.
     pub is_of_peers: bool,
-    /// Which origins are tried before which others.
+    /// The order in which origins are tried.
     pub policy: Policy,
     /// How one of equally good origins is chosen for a request.
     pub balance: Balance,
@@ -176,7 +176,7 @@ impl PoolSettings {
 /// Why a pool cannot be built from its settings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
-    /// None and no source, or more than [`PoolSettings::MEMBERS_MAX`].
+    /// No origin and no source, or more origins than [`PoolSettings::MEMBERS_MAX`].
     #[error("pool {pool} has {count} origins: expected 1 to {max}")]
     Origins {
         /// The pool's name.

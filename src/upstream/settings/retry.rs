@@ -1,4 +1,4 @@
-//! Which failed requests are sent again, and how often.
+//! When failed requests are sent again, and how often.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use crate::labels::RetryReason;
 
-/// Which failed requests are sent again, and how often. A request that no origin has received may
+/// When failed requests are sent again, and how often. A request that no origin has received may
 /// always be; another one only if it is idempotent (RFC 9110 §9.2.2) and its body is at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Retry {

@@ -230,7 +230,7 @@ async fn messages_go_both_ways_at_once_and_trailers_end_them() {
     .await;
 }
 
-/// Nobody reads the response meanwhile.
+/// The response is not read meanwhile.
 #[tokio::test]
 async fn a_body_goes_on_while_nobody_reads_the_response() {
     on_core(async {

@@ -1,4 +1,4 @@
-//! Which failures another try follows, when tries overlap, and what they cost.
+//! The failures that another try follows, overlapping tries, and their cost.
 
 use super::*;
 use crate::labels::Unretried;
