@@ -360,6 +360,7 @@ impl HopPlan {
         let at_peer = AtPeer::begin(link);
         let acknowledged = Rc::new(Acknowledgement::default());
         let intent = Intent {
+            is_idempotent: self.method.is_idempotent(),
             for_many: true,
             interims: asker.interims.cloned(),
             acknowledged: Some(acknowledged.clone()),

@@ -368,6 +368,7 @@ impl Job {
         let intent = Intent {
             affinity: self.affinity,
             proxied: self.proxied.clone(),
+            is_idempotent: true,
             for_many: true,
             interims: self.interims.clone(),
             ..Intent::default()

@@ -102,7 +102,7 @@ impl MirrorCopy {
 
 /// Sends a copy and reads its response to the end. Whether that was possible.
 async fn exchange(worker: &Worker, pool: Arc<Pool>, request: &Request<()>, body: Body) -> bool {
-    let intent = Intent::default();
+    let intent = Intent { is_idempotent: request.method().is_idempotent(), ..Intent::default() };
     let upstream = Upstream::Pool(pool);
     let sent = worker.upstreams.send(&upstream, || request.clone(), body, &intent).await;
     let Ok(response) = sent else { return false };

@@ -50,6 +50,7 @@ impl Visit {
         let intent = Intent {
             affinity: job.affinity,
             proxied: job.proxied.clone(),
+            is_idempotent: self.context.request.method.is_idempotent(),
             upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
             takes_trailers: self.request.takes_trailers,
             is_call: self.is_call(),
@@ -133,6 +134,7 @@ impl Visit {
         let intent = Intent {
             affinity: job.affinity,
             proxied: job.proxied.clone(),
+            is_idempotent: true,
             upgrade: None,
             takes_trailers: self.request.takes_trailers,
             is_call: false,

@@ -14,6 +14,7 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::choice::Chosen;
@@ -60,7 +61,7 @@ impl Attempt<'_> {
         let Outgoing { core, state, .. } = self.outgoing;
         let active = Active::begin(core, &state.pool, &self.chosen);
         let deadline = core.timers.deadline();
-        let mut open = self.open_link();
+        let mut open = self.open_link().await;
         loop {
             let reused = open.is_some();
             let (mut link, connected_in) = match open.take() {
@@ -125,18 +126,27 @@ impl Attempt<'_> {
                 Err(no_head) => no_head,
             };
             let failed = Failed { connected, ..self.failed(no_head, &upload, &deadline) };
-            body = self.replace_closed(failed, reused)?;
+            body = self.replace_closed(failed, reused, &link)?;
         }
     }
 
     /// The request's body for another connection, if the origin closed an idle connection while the
     /// request was being sent. That is no fault of the origin and costs no retry budget. It happens
     /// once: the next connection is a new one.
-    fn replace_closed(&self, failed: Failed, reused: bool) -> Result<Body, Box<Failed>> {
+    fn replace_closed(
+        &self,
+        failed: Failed,
+        reused: bool,
+        link: &Link,
+    ) -> Result<Body, Box<Failed>> {
         if !reused || !matches!(failed.error, FetchError::Terminated { .. }) {
             return Err(Box::new(failed));
         }
         let outgoing = self.outgoing;
+        if let Link::Http1(http1) = link {
+            let now_ms = outgoing.core.timers.now_ms();
+            self.chosen.member.closing.note(http1.idle_ms, now_ms);
+        }
         let may_repeat = || !failed.error.origin_may_have_seen() || outgoing.is_repeatable();
         let again = failed.body.or_else(|| outgoing.kept.again().filter(|_| may_repeat()));
         let Some(body) = again else {
@@ -157,10 +167,15 @@ impl Attempt<'_> {
     }
 
     /// A connection that is already open.
-    fn open_link(&self) -> Option<Link> {
+    async fn open_link(&self) -> Option<Link> {
         let Outgoing { core, intent, .. } = self.outgoing;
+        let is_sent_once = self.outgoing.is_sent_once();
+        if is_sent_once && !self.chosen.member.idle.borrow().is_empty() {
+            // One turn of the event loop: it may hold that the origin has closed a connection.
+            yield_now().await;
+        }
         let proxied = intent.proxied.as_ref().filter(|_| self.proxy_version().is_some());
-        let http1 = || core.take_idle(&self.chosen.member, proxied).map(Link::Http1);
+        let http1 = || core.take_idle(&self.chosen.member, proxied, is_sent_once).map(Link::Http1);
         self.shared().or_else(http1)
     }
 

@@ -113,23 +113,29 @@ impl Core {
     }
 
     /// The most recently used idle connection that is still usable, and whose PROXY protocol header states
-    /// this client.
+    /// this client. For a request that `is_sent_once`, none that the origin may be about to close.
     pub(super) fn take_idle(
         &self,
         state: &MemberState,
         proxied: Option<&Rc<ProxiedClient>>,
+        is_sent_once: bool,
     ) -> Option<Box<Http1>> {
         let now_ms = self.timers.now_ms();
         let mut idle = state.idle.borrow_mut();
         let is_of_client = |idle: &Idle| idle.http1.proxied.as_ref() == proxied;
         while let Some(at) = idle.iter().rposition(is_of_client) {
+            let idle_ms = now_ms.saturating_sub(idle[at].since_ms);
+            if is_sent_once && state.closing.is_near(idle_ms, now_ms) {
+                return None;
+            }
             let mut connection = idle.remove(at);
             if connection.until_ms <= now_ms {
                 self.close_idle(connection, IDLE_EXPIRED);
             } else if !connection.http1.is_reusable() {
-                self.close_idle(connection, IDLE_ORIGIN);
+                self.close_by_origin(state, connection, now_ms);
             } else {
                 self.recorder.subtract(Metric::UpstreamIdle, 1);
+                connection.http1.idle_ms = idle_ms;
                 return Some(connection.http1);
             }
         }
@@ -166,6 +172,12 @@ impl Core {
     #[cfg(test)]
     pub(super) fn forget_good_responses(&self) {
         self.members.borrow().values().for_each(|state| state.last_good_ms.set(0));
+    }
+
+    /// Drops an idle connection that the origin has closed.
+    fn close_by_origin(&self, state: &MemberState, idle: Idle, now_ms: u64) {
+        state.closing.note(now_ms.saturating_sub(idle.since_ms), now_ms);
+        self.close_idle(idle, IDLE_ORIGIN);
     }
 
     fn close_idle(&self, idle: Idle, reason: usize) {
@@ -249,7 +261,7 @@ impl Core {
             } else if idle.until_ms <= now_ms {
                 self.close_idle(idle, IDLE_EXPIRED);
             } else if !idle.http1.is_reusable() {
-                self.close_idle(idle, IDLE_ORIGIN);
+                self.close_by_origin(state, idle, now_ms);
             } else {
                 state.idle.borrow_mut().push(idle);
             }
@@ -387,7 +399,7 @@ impl Active {
             self.core.close_idle(idle.remove(0), IDLE_LIMIT);
         }
         self.core.recorder.add(Metric::UpstreamIdle, 1);
-        idle.push(Idle { http1, until_ms: now_ms + usable_ms });
+        idle.push(Idle { http1, since_ms: now_ms, until_ms: now_ms + usable_ms });
     }
 
     /// Counts a response that ended early, which weighs as much as one that did not begin: the member neither

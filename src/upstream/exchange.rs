@@ -25,6 +25,9 @@ pub(crate) struct Intent {
     pub affinity: Affinity,
     /// The client that [`super::PoolSettings::send_proxy`] states. `None`: the request is the node's own.
     pub proxied: Option<Rc<ProxiedClient>>,
+    /// The method is idempotent: the request may be sent again although an origin may have processed it
+    /// (RFC 9110 §9.2.2).
+    pub is_idempotent: bool,
     /// The `Upgrade` field to send, for another protocol on the connection (RFC 9110 §7.8).
     pub upgrade: Option<HeaderValue>,
     /// The client accepts trailers. An HTTP/2 origin is told so with `TE: trailers` (RFC 9110

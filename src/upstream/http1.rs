@@ -52,6 +52,8 @@ pub(super) struct Http1 {
     /// `None`: it is over a Unix socket.
     pub(super) address: Option<SocketAddr>,
     pub(super) opened_ms: u64,
+    /// How long it was idle before the request that it carries.
+    pub(super) idle_ms: u64,
     /// The client that the connection's PROXY protocol header states.
     pub(super) proxied: Option<Rc<ProxiedClient>>,
 }
@@ -76,6 +78,7 @@ impl Http1 {
             kept_for: None,
             address,
             opened_ms,
+            idle_ms: 0,
             proxied: None,
         }
     }

@@ -11,6 +11,7 @@
 mod attempt;
 mod balance;
 mod choice;
+mod closing_time;
 mod connect;
 mod core;
 mod deadline;

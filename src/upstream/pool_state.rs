@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::balance::Dice;
+use super::closing_time::ClosingTime;
 use super::deadline::monotonic_ms;
 use super::error::FetchError;
 use super::exchange::Intent;
@@ -50,6 +51,8 @@ pub(super) struct MemberState {
     pub(super) member: Arc<Member>,
     /// The most recently used connection is last, so that superfluous ones grow old at the front.
     pub(super) idle: RefCell<Vec<Idle>>,
+    /// After how long the origin closes idle connections, as far as it has closed some.
+    pub(super) closing: ClosingTime,
     pub(super) http2: RefCell<Vec<Rc<Http2>>>,
     /// Present while a connection is being opened that others may be able to share.
     opening: RefCell<Option<Rc<Opening>>>,
@@ -67,6 +70,7 @@ pub(super) struct MemberState {
 /// An idle HTTP/1.1 connection.
 pub(super) struct Idle {
     pub(super) http1: Box<Http1>,
+    pub(super) since_ms: u64,
     pub(super) until_ms: u64,
 }
 
@@ -175,6 +179,7 @@ impl MemberState {
         Self {
             member: member.clone(),
             idle: RefCell::default(),
+            closing: ClosingTime::default(),
             http2: RefCell::default(),
             opening: RefCell::default(),
             speaks_http2: Cell::new(speaks_http2),

@@ -97,6 +97,7 @@ impl Resumption {
             intent: Intent {
                 affinity: outgoing.intent.affinity,
                 proxied: outgoing.intent.proxied.clone(),
+                is_idempotent: true,
                 for_many: true,
                 ..Intent::default()
             },

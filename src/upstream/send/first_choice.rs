@@ -14,7 +14,7 @@ impl Outgoing<'_> {
     /// The member for the first try.
     ///
     /// # Errors
-    /// None is up, or none was free in time.
+    /// No member is up, or none was free in time.
     pub(super) async fn first_choice(&self, body: &Body) -> Result<Chosen, Box<Unanswered>> {
         let pool = &self.state.pool;
         // Requests that wait go first.

@@ -171,7 +171,12 @@ impl<'a> Outgoing<'a> {
     /// Whether the request may be sent again although an origin may have processed it (RFC 9110
     /// §9.2.2).
     pub(super) fn is_repeatable(&self) -> bool {
-        self.intent.upgrade.is_none() && (self.request)().method().is_idempotent()
+        self.intent.upgrade.is_none() && self.intent.is_idempotent
+    }
+
+    /// Whether it cannot be sent again if its connection closes in the middle of it.
+    pub(super) fn is_sent_once(&self) -> bool {
+        !self.is_repeatable() || matches!(self.kept, KeptBody::Streaming)
     }
 
     /// Clients are told to come back after the next trial, at different times.

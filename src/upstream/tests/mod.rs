@@ -5,6 +5,7 @@ mod broken_bodies;
 mod changing_sets;
 mod discovery;
 mod http2;
+mod idle_connections;
 mod name_server;
 mod queue;
 mod retries;
@@ -364,7 +365,6 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn a_request_that_no_origin_was_tried_for_is_no_failure_of_an_origin() {
     on_core(async {
         let mut settings = pool(vec![closed_port().await]);
@@ -384,6 +384,7 @@ async fn a_request_that_no_origin_was_tried_for_is_no_failure_of_an_origin() {
     .await;
 }
 
+#[tokio::test]
 async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_health() {
     on_core(async {
         let origin = Scripted::bind().await;

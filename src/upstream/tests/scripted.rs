@@ -131,6 +131,7 @@ impl Bed {
     ) -> Result<UpstreamResponse, FetchError> {
         let (head, body) = request.into_parts();
         let head = Request::from_parts(head, ());
+        let intent = Intent { is_idempotent: head.method().is_idempotent(), ..intent };
         let sent = self
             .upstreams
             .send(&Upstream::Pool(self.pool.clone()), || head.clone(), body, &intent)
