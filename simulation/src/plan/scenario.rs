@@ -222,7 +222,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 20] = [
+pub const BUILT_IN: [(&str, &str); 21] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -237,6 +237,7 @@ pub const BUILT_IN: [(&str, &str); 20] = [
     ("hot-object", include_str!("../../scenarios/hot-object.toml")),
     ("shield", include_str!("../../scenarios/shield.toml")),
     ("origin-health", include_str!("../../scenarios/origin-health.toml")),
+    ("broken-bodies", include_str!("../../scenarios/broken-bodies.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
     ("canary", include_str!("../../scenarios/canary.toml")),
     ("dns-failover", include_str!("../../scenarios/dns-failover.toml")),
