@@ -50,7 +50,7 @@ struct ConnectionWorker<S> {
     date: Rc<RefCell<HeaderValue>>,
 }
 
-/// Serves one worker's sockets until `drain` starts and the last connection has closed, or was closed at
+/// Serves one worker's sockets until `drain` is closing and the last connection has closed, or was closed at
 /// the end of the drain's grace. Runs on the worker's runtime.
 ///
 /// The service gets the connection's facts and a request. The request's body, if there is one, has time
@@ -75,8 +75,8 @@ pub(crate) async fn serve<S, F>(
         .filter_map(|(socket, listener)| worker.open(socket, listener))
         .collect();
     let checking = spawn_local(worker.clone().check_connections());
-    let mut grace = drain.grace().await;
     let connections = &worker.connections;
+    let mut grace = connections.until_closing(&mut drain).await;
     connections.start_draining();
     for listener in listeners {
         listener.close().await;
@@ -87,7 +87,7 @@ pub(crate) async fn serve<S, F>(
         tokio::select! {
             () = connections.all_closed() => break,
             () = tokio::time::sleep_until(began + grace) => break,
-            changed = drain.grace() => grace = changed,
+            changed = connections.until_closing(&mut drain) => grace = changed,
         }
     }
     connections.shut_down_all(Shutdown::Now(ConnectionTimeout::Drain));

@@ -37,7 +37,7 @@ use connection_counts::ConnectionCounts;
 pub(crate) use crate::labels::HeadError;
 pub(crate) use accept::serve;
 pub(crate) use bind::{BindError, WorkerSockets, bind};
-pub(crate) use drain::{Drain, DrainSwitch, drain};
+pub(crate) use drain::{Drain, DrainPhase, DrainSwitch, drain};
 pub(crate) use kernel::KernelMemory;
 pub(crate) use peer_listener::PeerListenerState;
 pub(crate) use settings::{

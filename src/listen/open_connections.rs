@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::metrics::{Metric, Recorder};
 
+use super::drain::{Departures, Drain, DrainPhase};
 use super::settings::Limits;
 use super::state::{ConnectionState, Shutdown, Traffic};
 
@@ -18,6 +20,8 @@ pub(super) struct OpenConnections {
     started: Instant,
     states: RefCell<Vec<Rc<ConnectionState>>>,
     is_draining: Cell<bool>,
+    /// While the notice of a drain runs.
+    departures: Cell<Option<Departures>>,
     /// Notified when the last connection has closed.
     last_closed: Notify,
 }
@@ -36,6 +40,7 @@ impl OpenConnections {
             started: Instant::now(),
             states: RefCell::default(),
             is_draining: Cell::new(false),
+            departures: Cell::new(None),
             last_closed: Notify::new(),
         })
     }
@@ -71,9 +76,11 @@ impl OpenConnections {
     /// ([`super::state::tick`]).
     pub(super) fn check(&self) {
         let now = self.started.elapsed();
+        let departed = self.departures.get().map_or(0.0, |them| them.share_at(now));
         let mut traffic = Traffic::default();
         for state in &*self.states.borrow() {
             state.check(now, self.is_draining.get());
+            state.check_departure(departed);
             if state.check_age(now) {
                 self.recorder.count(Metric::PeerConnectionsAged);
             }
@@ -85,6 +92,20 @@ impl OpenConnections {
     fn count_traffic(&self, traffic: Traffic) {
         self.recorder.add(Metric::BytesReceived, traffic.bytes_received);
         self.recorder.add(Metric::BytesSent, traffic.bytes_sent);
+    }
+
+    /// Follows the drain up to the moment when no more connections are accepted. Returns the grace.
+    pub(super) async fn until_closing(&self, drain: &mut Drain) -> Duration {
+        loop {
+            let departures = match drain.next_phase().await {
+                DrainPhase::Serving => None,
+                DrainPhase::Notice(notice) => {
+                    Some(Departures { from: self.started.elapsed(), notice })
+                }
+                DrainPhase::Closing(grace) => return grace,
+            };
+            self.departures.set(departures);
+        }
     }
 
     /// Lets each connection that is added from now on close after its requests.

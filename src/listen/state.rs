@@ -144,6 +144,9 @@ impl Activity {
 /// How a connection is told to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shutdown {
+    /// Say with the next response that the connection closes; until then it stays open, so that no request meets a closed
+    /// one.
+    AfterResponse,
     /// Finish the requests in flight, then close.
     Graceful,
     /// Close now, because a time limit was reached.
@@ -259,7 +262,10 @@ impl ConnectionState {
     pub(super) fn shut_down(&self, shutdown: Shutdown) {
         let is_weaker = match self.shutdown.get() {
             None => false,
-            Some(Shutdown::Graceful) => shutdown == Shutdown::Graceful,
+            Some(Shutdown::AfterResponse) => shutdown == Shutdown::AfterResponse,
+            Some(Shutdown::Graceful) => {
+                matches!(shutdown, Shutdown::AfterResponse | Shutdown::Graceful)
+            }
             Some(Shutdown::Now(_) | Shutdown::AfterLinger) => true,
         };
         if is_weaker {
@@ -294,6 +300,15 @@ impl ConnectionState {
             self.shut_down(Shutdown::Graceful);
         }
         is_aged_now
+    }
+
+    /// Tells the connection to close after its next response, if it is among this share of connections (0 to 1).
+    pub(super) fn check_departure(&self, share: f64) {
+        // The nanoseconds below a millisecond differ at random.
+        let place = f64::from(self.opened.subsec_nanos() % 1_000_000) / 1e6;
+        if place < share {
+            self.shut_down(Shutdown::AfterResponse);
+        }
     }
 
     fn end_request(&self) {

@@ -29,6 +29,7 @@ use crate::control::rate::TokenBucket;
 use crate::control::refresh::Refresh;
 use crate::dns::DnsQuestion;
 use crate::fleet::Readiness;
+use crate::listen::DrainPhase;
 use crate::metrics::{Metrics, Scrapes};
 use crate::route::SiteSettings;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
@@ -106,11 +107,12 @@ impl NodeActions for Shared {
         let bus = self.bus.clone();
         tokio::spawn(async move { bus.announce_drain().await });
         let (running, switch) = (self.drain_notice.clone(), self.drain.clone());
+        switch.turn(DrainPhase::Notice(notice));
         tokio::spawn(async move {
             tokio::time::sleep(notice).await;
             let (order, late) = (Ordering::Relaxed, Ordering::Relaxed);
             if running.compare_exchange(number, 0, order, late).is_ok() {
-                switch.start(settings.drain_timeout);
+                switch.turn(DrainPhase::Closing(settings.drain_timeout));
             }
         });
         notice
@@ -119,6 +121,7 @@ impl NodeActions for Shared {
     fn undrain(&self) -> Result<bool, &'static str> {
         if self.drain_notice.swap(0, Ordering::Relaxed) > 0 {
             self.draining.store(false, Ordering::Relaxed);
+            self.drain.turn(DrainPhase::Serving);
             self.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
             tracing::info!("ready again by POST /undrain");
             return Ok(true);

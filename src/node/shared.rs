@@ -18,7 +18,7 @@ use crate::control::tokens::TokenFile;
 use crate::dns::{EdgeNode, NameServer};
 use crate::fleet::NodeTable;
 use crate::guard::{Gate, rate};
-use crate::listen::{DrainSwitch, ListenerState, TlsState};
+use crate::listen::{DrainPhase, DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
 use crate::peers::PeerTls;
 use crate::respond::log::LogTaps;
@@ -192,7 +192,7 @@ impl Shared {
         self.draining.store(true, Ordering::Relaxed);
         // A notice that is running must not start the drain again.
         self.drain_notice.store(0, Ordering::Relaxed);
-        self.drain.start(self.config().node.drain_timeout);
+        self.drain.turn(DrainPhase::Closing(self.config().node.drain_timeout));
     }
 
     /// The sources that are followed.

@@ -122,6 +122,13 @@ fn a_drain_with_notice_serves_on_while_it_says_that_it_is_not_ready() {
     assert_eq!(kept.get("edge.test", "/", &[]).status, 200, "kept connections are served");
     let mut new = Client::connect(node.http);
     assert_eq!(new.get("edge.test", "/", &[]).status, 200, "so are new ones");
+    // Clients are told to connect anew while the node still lets them in.
+    use crate::harness::frames::{GOAWAY, Http2};
+    let mut http2 = Http2::connect(node.http, &[]);
+    assert_eq!(http2.next_of(GOAWAY).expect("a GOAWAY").code(), 0);
+    let told = kept.get("edge.test", "/", &[]);
+    assert_eq!((told.status, &*told.header("connection")), (200, "close"));
+    assert!(std::net::TcpStream::connect(node.http).is_ok(), "before the door closes");
     until("the door closes", || std::net::TcpStream::connect(node.http).is_err());
     assert!(kept.is_closed() && new.is_closed());
 }

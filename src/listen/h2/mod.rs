@@ -182,7 +182,8 @@ where
         let unacknowledged = || self.io.with(ClientStream::unacknowledged);
         match self.connection.shutdown(unacknowledged) {
             None => {}
-            Some(Shutdown::Graceful) => self.drain(),
+            // GOAWAY: requests that are on their way are still answered (RFC 9113 §6.8).
+            Some(Shutdown::AfterResponse | Shutdown::Graceful) => self.drain(),
             Some(Shutdown::AfterLinger) => return Poll::Ready(()),
             Some(Shutdown::Now(ConnectionTimeout::Idle)) if self.is_still_sending() => {
                 self.connection.extend_phase();

@@ -595,7 +595,7 @@ fn a_drain_finishes_what_is_under_way_and_lets_nobody_in() {
         while edge.requests().iter().filter(|path| *path == "/slow").count() < 2 {
             edge.seen.arrived.notified().await;
         }
-        edge.switch.start(PATIENCE);
+        edge.switch.turn(DrainPhase::Closing(PATIENCE));
         assert_eq!(rest(&mut idle).await, "");
         let refused = async {
             while TcpStream::connect(edge.http).await.is_ok() {
@@ -612,12 +612,45 @@ fn a_drain_finishes_what_is_under_way_and_lets_nobody_in() {
 }
 
 #[test]
+fn a_notice_closes_connections_behind_a_response_and_lets_new_ones_in() {
+    // The check of all connections runs every 10 ms.
+    let checked = with(|settings| settings.limits.body_rate_grace = Duration::from_millis(40));
+    running(checked, async |edge| {
+        let (mut busy, mut idle) = (edge.raw().await, edge.raw().await);
+        for connection in [&mut busy, &mut idle] {
+            connection.write_all(GET).await.expect("written");
+            let said = read_until(connection, "hello\n").await;
+            assert!(!said.contains("connection: close"), "{said}");
+        }
+        edge.switch.turn(DrainPhase::Notice(Duration::from_millis(500)));
+        let last = loop {
+            busy.write_all(GET).await.expect("no request meets a closed connection");
+            let said = read_until(&mut busy, "hello\n").await;
+            if said.contains("connection: close") {
+                break said;
+            }
+        };
+        assert!(last.starts_with("HTTP/1.1 200 OK"), "{last}");
+        assert_eq!(rest(&mut busy).await, "");
+        // A client that says nothing meanwhile is not cut off, and a new one is let in.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for connection in [&mut idle, &mut edge.raw().await] {
+            connection.write_all(GET).await.expect("written");
+            let said = read_until(connection, "hello\n").await;
+            assert!(said.starts_with("HTTP/1.1 200 OK"), "{said}");
+        }
+        edge.switch.turn(DrainPhase::Serving);
+        assert!(edge.raw().await.write_all(GET).await.is_ok());
+    });
+}
+
+#[test]
 fn a_drain_cuts_what_outlasts_its_grace() {
     running(with(|_| {}), async |edge| {
         let mut slow = edge.raw().await;
         slow.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("written");
         edge.seen.arrived.notified().await;
-        edge.switch.start(Duration::from_millis(20));
+        edge.switch.turn(DrainPhase::Closing(Duration::from_millis(20)));
         assert_eq!(rest(&mut slow).await, "");
         timeout(PATIENCE, edge.served).await.expect("all are gone").expect("no panic");
         assert_eq!(edge.metrics.total(Metric::ConnectionsTimedOut, 4), 1);
