@@ -335,7 +335,10 @@ fn admit(
     context.site_number = site.number;
     context.log_share = site.log_share;
     context.rule = rule.settings.logged_name().cloned();
-    worker.recorder.count_rule(rule.settings.number);
+    // The node that the client asked has counted the request of a peer.
+    if context.hop.is_none() {
+        worker.recorder.count_rule(rule.settings.number);
+    }
     if rule.settings.server_timing {
         context.timing.get_or_insert_default();
     }

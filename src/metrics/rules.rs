@@ -59,7 +59,7 @@ impl RuleCounters {
         known.number(name)
     }
 
-    /// Counts a request that a rule matched.
+    /// Counts a request of a client that a rule matched.
     pub(super) fn count(&self, slot: usize, rule: u32) {
         let cell = &self.slots[slot][rule as usize];
         // Cheaper than an atomic addition: only the worker of a slot writes its cells.
@@ -106,7 +106,7 @@ impl Collector for RuleMetrics {
         if names.len() == RULES_MAX {
             names.push((OTHERS.into(), OTHERS.into()));
         }
-        let help = "Requests that a rule matched, so that its action applied.";
+        let help = "Requests of clients that a rule matched, so that its action applied.";
         let mut family =
             encoder.encode_descriptor("rule_matches", help, None, MetricType::Counter)?;
         for (number, (site, rule)) in names.iter().enumerate() {

@@ -46,9 +46,11 @@ fn the_page_of_metrics_is_the_table() {
          takes its series with it.\n\n\
          Of each site: `skerry_site_requests_total`, `skerry_site_responses_total` with `class`, `skerry_site_hits_total`,\n\
          `skerry_site_response_body_bytes_total` and `skerry_site_hit_body_bytes_total`, each with `site`: nine series. The first 1,000 sites\n\
-         that a process serves have their own; all further ones share `site=\"(others)\"`. A reload sets no counter back.\n\n\
-         Of each rule: `skerry_rule_matches_total` with `site` and `rule`, the requests that it matched; the first match wins, so that its action applied\n\
-         (`rule=\"default\"` is the action of the site itself). A rule that stays at 0 is not needed, or has a mistake in its conditions. 48 rules of a\n\
+         that a process serves have their own; all further ones share `site=\"(others)\"`. A reload sets no counter back. A node\n\
+         counts the requests of its peers here, too.\n\n\
+         Of each rule: `skerry_rule_matches_total` with `site` and `rule`, the requests of clients that it matched; the first match wins, so that its action applied\n\
+         (`rule=\"default\"` is the action of the site itself). A rule that stays at 0 is not needed, or has a mistake in its conditions. A request that a node asks\n\
+         another one for counts at the node that the client asked, so that the sum over the nodes of a region counts each request once. 48 rules of a\n\
          site have their own series, 5,000 in all; the further ones of a site share `rule=\"(others)\"`.\n\n\
          Of the node: `skerry_config_last_reload_successful` (0 after a reload with mistakes),\n\
          `skerry_config_last_reload_success_timestamp_seconds`, `skerry_config_restart_pending` (changed options that wait for a restart),\n\

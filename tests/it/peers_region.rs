@@ -145,6 +145,16 @@ fn a_response_that_sets_a_cookie_reaches_only_its_client() {
 }
 
 #[test]
+fn a_rule_counts_a_request_at_the_node_that_the_client_asked() {
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, owner) = of_another(&region);
+    assert_eq!(hop_of(&region.nodes[0].get(&target)), 2, "the owner has answered");
+    let count = |node: usize| region.nodes[node].metric("skerry_rule_matches_total");
+    assert_eq!((count(0), count(owner)), (1.0, 0.0));
+}
+
+#[test]
 fn connections_that_end_at_their_age_cost_no_request() {
     let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600));
     let peers = "connection_age = \"1s\"\ncopy_after = 0\n";
