@@ -137,7 +137,7 @@ fn table(report: &Value) -> String {
     text
 }
 
-const ORIGIN_HEAD: [&str; 9] = [
+const ORIGIN_HEAD: [&str; 10] = [
     "pool",
     "origin",
     "weight",
@@ -145,6 +145,7 @@ const ORIGIN_HEAD: [&str; 9] = [
     "for",
     "next trial",
     "failures",
+    "first byte",
     "connections",
     "last check",
 ];
@@ -192,9 +193,15 @@ fn origin_row(pool: &Value, origin: &Value, now_ms: u64) -> Vec<String> {
         since.map_or_else(|| "-".to_owned(), |since| seconds(now_ms.saturating_sub(since))),
         next_trial,
         origin["failures"].to_string(),
+        origin["first_byte_ms"].as_f64().map_or_else(|| "-".to_owned(), milliseconds),
         origin["connections"].to_string(),
         last_check,
     ]
+}
+
+/// `0.4 ms`, `85 ms` or `1500 ms`.
+fn milliseconds(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }
 
 /// `42s`, `3m` or `5h`.
@@ -214,7 +221,7 @@ mod tests {
     fn the_table_says_what_is_down_and_when_it_is_tried_again() {
         let report = serde_json::json!({"now_ms": 100_000, "pools": [{"pool": "app", "origins": [
             {"origin": "http://a:80", "weight": 1, "state": "up", "why": null, "since_ms": 40_000, "until_ms": null,
-             "on_trial": false, "failures": 0, "connections": 3, "last_check": {"passed": true, "took_ms": 4}},
+             "on_trial": false, "failures": 0, "first_byte_ms": 1499.6, "connections": 3, "last_check": {"passed": true, "took_ms": 4}},
             {"origin": "http://b:80", "weight": 3, "state": "down", "why": "unreachable", "since_ms": 95_000,
              "until_ms": 104_500, "on_trial": false, "failures": 0, "connections": 0, "last_check": null},
         ], "sources": [
@@ -227,11 +234,11 @@ mod tests {
             .collect();
         assert_eq!(
             lines[1],
-            ["app", "http://a:80", "1", "up", "60s", "-", "0", "3", "passed in 4 ms"]
+            ["app", "http://a:80", "1", "up", "60s", "-", "0", "1500 ms", "3", "passed in 4 ms"]
         );
         assert_eq!(
             lines[2],
-            ["app", "http://b:80", "3", "down (unreachable)", "5s", "in 5s", "0", "0", "-"]
+            ["app", "http://b:80", "3", "down (unreachable)", "5s", "in 5s", "0", "-", "0", "-"]
         );
         assert_eq!(lines[5], ["app", "file x.toml", "2", "3s ago", "-"]);
     }

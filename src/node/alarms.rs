@@ -75,6 +75,33 @@ pub(super) fn of_pool(pool: &str, origins: usize, out: usize) -> Option<Alarm> {
     }
 }
 
+/// A pool with the origins that begin to answer after [`SLOW_ORIGIN`] or more, and their smoothed times.
+pub(super) fn of_slow_origins(pool: &str, slow: &[(String, Duration)]) -> Option<Alarm> {
+    let (origin, time) = slow.iter().max_by_key(|(_, time)| *time)?;
+    let others = match slow.len() {
+        1 => String::new(),
+        count => format!(", and {} more are slow", count - 1),
+    };
+    let seconds = time.as_secs_f64();
+    Some(notable(
+        format!("pool {pool}: {origin} begins to answer after {seconds:.1} s{others}"),
+        "what is not a hit waits for it; balance = \"peak-ewma\" sends less to slow origins, and cache.stale answers meanwhile",
+    ))
+}
+
+/// The last minute beside the last hour.
+pub(super) fn of_hit_ratio(minute: &Interval, hour: &Interval) -> Option<Alarm> {
+    let percent = |it: &Interval| it.hits * 100 / it.lookups.max(1);
+    let (now, before) = (percent(minute), percent(hour));
+    let is_known = minute.lookups >= LOOKUPS_MIN && hour.length_ms >= 5 * minute.length_ms;
+    (is_known && now + HIT_PERCENT_FALL <= before).then(|| {
+        notable(
+            format!("{now} % of the requests of the last minute were hits, {before} % of those of the last hour"),
+            "why not a hit, below, has the reasons; explain shows the key, the variants and the freshness of one URL; a purge has this effect for a while",
+        )
+    })
+}
+
 /// A directory of the store.
 pub(super) fn of_directory(directory: &DirectoryStat) -> Option<Alarm> {
     let path = directory.path.display();
@@ -137,6 +164,12 @@ pub(super) fn of_requests(minute: &Interval) -> Vec<Alarm> {
 
 /// How long before its end a certificate is worth a word.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
+/// An origin is slow from this smoothed time to the first byte on: people notice a second.
+pub(super) const SLOW_ORIGIN: Duration = Duration::from_secs(1);
+/// Fewer lookups in a minute say nothing about the hit ratio.
+const LOOKUPS_MIN: u64 = 100;
+/// A fall of the hit ratio by so many points is worth a word.
+const HIT_PERCENT_FALL: u64 = 20;
 /// Fewer requests in a minute say nothing about the share of errors.
 const REQUESTS_MIN: u64 = 20;
 
@@ -180,6 +213,34 @@ mod tests {
         let gone = "the certificate of a.test has expired";
         let past = now - Duration::from_secs(1);
         assert_eq!(cause(certificate(past, false)).as_deref(), Some(gone));
+    }
+
+    #[test]
+    fn the_slowest_origin_is_named() {
+        assert_eq!(of_slow_origins("app", &[]), None);
+        let slow = |ms| (format!("http://a:{ms}"), Duration::from_millis(ms));
+        let cause = |slow: &[_]| of_slow_origins("app", slow).map(|alarm| alarm.cause);
+        let one = "pool app: http://a:1520 begins to answer after 1.5 s";
+        assert_eq!(cause(&[slow(1520)]).as_deref(), Some(one));
+        let two = "pool app: http://a:1520 begins to answer after 1.5 s, and 1 more are slow";
+        assert_eq!(cause(&[slow(1000), slow(1520)]).as_deref(), Some(two));
+    }
+
+    #[test]
+    fn a_hit_ratio_that_falls_is_an_alarm() {
+        let interval =
+            |length_ms, lookups, hits| Interval { length_ms, lookups, hits, ..Interval::default() };
+        let hour = interval(3_600_000, 100_000, 95_000);
+        let minute = |hits| interval(60_000, 1_000, hits);
+        assert_eq!(of_hit_ratio(&minute(760), &hour), None);
+        let fallen = of_hit_ratio(&minute(410), &hour).expect("an alarm").cause;
+        assert!(
+            fallen.starts_with("41 % of the requests of the last minute were hits, 95 %"),
+            "{fallen}"
+        );
+        let young = interval(120_000, 100_000, 95_000);
+        assert_eq!(of_hit_ratio(&minute(410), &young), None, "the hour is not known yet");
+        assert_eq!(of_hit_ratio(&interval(60_000, 99, 0), &hour), None, "too few requests");
     }
 
     #[test]

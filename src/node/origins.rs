@@ -74,6 +74,7 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
         })),
         "source": origin.source,
         "in_flight": origin.in_flight,
+        "first_byte_ms": origin.first_byte.map(|time| time.as_micros() as f64 / 1000.0),
         "connections": origin.connections,
         "last_check": last_check,
     })

@@ -97,7 +97,14 @@ impl Shared {
         });
         let mut alarms: Vec<Alarm> = alarms::of_readiness(self.not_ready()).into_iter().collect();
         alarms.extend(pools);
+        let slow = plan.pools.iter().filter_map(|pool| {
+            let origins = pool.slow_origins(alarms::SLOW_ORIGIN);
+            alarms::of_slow_origins(pool.name(), &origins)
+        });
+        alarms.extend(slow);
+        let hour = self.history.last(Duration::from_secs(3600), unix_ms(now));
         alarms.extend(alarms::of_requests(&minute));
+        alarms.extend(alarms::of_hit_ratio(&minute, &hour));
         alarms.extend(alarms::of_bus(self.bus.report()));
         alarms.extend(self.store.stat().directories.iter().filter_map(alarms::of_directory));
         alarms.extend(certificates.iter().filter_map(|it| alarms::of_certificate(it, now)));

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::choice::Chosen;
 use super::connect::{Connected, Target, connect};
 use super::core::{Active, Core};
-use super::deadline::{Deadline, Limits};
+use super::deadline::{Deadline, Limits, monotonic_ms};
 use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
 use super::exchange::{Times, UpstreamResponse};
 use super::fields::{self, Misframed, Present, Upgrade};
@@ -567,6 +567,7 @@ impl Attempt<'_> {
             core.recorder.count(Metric::UpstreamReuses);
         }
         core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
+        self.origin().first_byte.note(first_byte, monotonic_ms());
         if self.number == 1 {
             self.outgoing.state.note_latency(first_byte);
         }

@@ -17,6 +17,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::deadline::monotonic_ms;
+use super::first_byte::FirstByteTime;
 use super::health::OriginHealth;
 use super::load::Load;
 use super::order::Tiers;
@@ -81,6 +82,7 @@ pub(super) struct Member {
     pub(super) health: OriginHealth,
     /// How busy and slow it is, if the pool's balance depends on it.
     pub(super) load: Load,
+    pub(super) first_byte: FirstByteTime,
     pub(super) connections: Arc<AtomicUsize>,
     /// A hash of scheme and name, the same on each node and after each restart.
     pub(super) hash: u64,
@@ -256,6 +258,7 @@ impl Member {
             tls,
             health: OriginHealth::new(settings, monotonic_ms()),
             load: Load::default(),
+            first_byte: FirstByteTime::default(),
             connections: Arc::default(),
             removed: AtomicBool::new(false),
         })

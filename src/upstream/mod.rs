@@ -19,6 +19,7 @@ mod discovery;
 mod error;
 mod exchange;
 mod fields;
+mod first_byte;
 mod gate;
 mod health;
 mod hold;

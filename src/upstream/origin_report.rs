@@ -43,6 +43,8 @@ pub(crate) struct OriginReport {
     pub source: Option<String>,
     /// Requests in flight of all workers. `None`: the pool does not count them.
     pub in_flight: Option<u32>,
+    /// The smoothed time to the first byte of its responses. `None`: there was none in the last minute.
+    pub first_byte: Option<Duration>,
     /// Open connections of all workers.
     pub connections: usize,
     /// The last active check.
@@ -87,7 +89,9 @@ impl Pool {
             let set = roster.overrides.get(&member.url()).copied();
             let counts = self.settings().counts_in_flight();
             let in_flight = counts.then(|| member.load.in_flight());
-            OriginReport { set, in_flight, ..report(member, members.weight(at), source(at)) }
+            let first_byte = member.first_byte.recent(monotonic_ms());
+            let of_member = report(member, members.weight(at), source(at));
+            OriginReport { set, in_flight, first_byte, ..of_member }
         };
         (0..members.len()).map(report).collect()
     }
@@ -95,6 +99,17 @@ impl Pool {
     /// The state of each source of origins, in the order of the configuration.
     pub(crate) fn sources(&self) -> Vec<SourceReport> {
         self.roster().sources().iter().map(SourceReport::of).collect()
+    }
+
+    /// The origins whose responses of the last minute began after `limit` or more, each with the smoothed time.
+    pub(crate) fn slow_origins(&self, limit: Duration) -> Vec<(String, Duration)> {
+        let members = self.members();
+        let now_ms = monotonic_ms();
+        let slow = members.iter().filter_map(|member| {
+            let time = member.first_byte.recent(now_ms).filter(|time| *time >= limit)?;
+            Some((member.url(), time))
+        });
+        slow.collect()
     }
 
     /// The number of origins of each class, in the order of [`HealthClass::ALL`].
@@ -124,6 +139,7 @@ fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport 
         weight,
         set: None,
         in_flight: None,
+        first_byte: None,
         source,
         connections: member.connections.load(Ordering::Relaxed),
         last_check: member.health.last_check(),

@@ -57,7 +57,7 @@ const until = async (what, expression) => {
   throw new Error(`not within a minute: ${what}`)
 }
 
-const found = { errors: [], others: [], overflow: [], texts: {}, bytes: 0, first_paint_ms: [] }
+const found = { errors: [], others: [], overflow: [], inaccessible: [], texts: {}, bytes: 0, first_paint_ms: [] }
 const lengths = new Map()
 listeners.push((method, params) => {
   if (method === 'Runtime.exceptionThrown') found.errors.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text)
@@ -91,6 +91,9 @@ for (const [width, height] of [[1400, 1000], [390, 844]]) {
       }
       await new Promise((resolve) => setTimeout(resolve, 250))
       if (await run(`document.documentElement.scrollWidth > innerWidth`)) found.overflow.push(`${view} at ${width}`)
+      // For screen readers and keyboards: each column has a name, and each box that scrolls can be reached.
+      const isNameless = `[...document.querySelectorAll('th')].some((th) => !th.textContent) || [...document.querySelectorAll('.scroll')].some((box) => box.tabIndex < 0)`
+      if (await run(isNameless)) found.inaccessible.push(`${view} at ${width}`)
       found.texts[view] = await run(`document.querySelector('main').innerText`)
       if (pictures) {
         const { cssContentSize } = await send('Page.getLayoutMetrics')

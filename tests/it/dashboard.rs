@@ -138,6 +138,7 @@ fn every_view_works_in_a_browser_wide_and_narrow_light_and_dark() {
     assert_eq!(found["errors"], serde_json::json!([]), "console and content security policy");
     assert_eq!(found["others"], serde_json::json!([]), "nothing is loaded from elsewhere");
     assert_eq!(found["overflow"], serde_json::json!([]), "no page is wider than its window");
+    assert_eq!(found["inaccessible"], serde_json::json!([]), "screen readers and keyboards");
     let bytes = found["bytes"].as_u64().expect("a number");
     assert!(bytes > 20_000 && bytes < 150_000, "{bytes} bytes");
     for (view, text) in [

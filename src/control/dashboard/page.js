@@ -53,6 +53,13 @@ export function fill(id, heads, rows, otherwise) {
   table.replaceChildren(...head, make("tbody", "", rows.map(line("td"))));
 }
 
+/** A table that is wider than a narrow page: the keyboard can move it. */
+export function scroll(table) {
+  const box = make("div", "scroll", table);
+  box.tabIndex = 0;
+  return box;
+}
+
 /** A bar that shows a share from 0 to 1. */
 export function bar(share, kind = "") {
   const inner = make("span");

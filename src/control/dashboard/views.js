@@ -1,5 +1,5 @@
 // The views beside the overview. Each has `load`, which asks the API, and `show`, which draws the answer.
-import { ago, at, bar, bytes, call, clock, fill, make, percent, short, span, tile, whole } from "./dashboard-page.js";
+import { ago, at, bar, bytes, call, clock, fill, make, percent, scroll, short, span, tile, whole } from "./dashboard-page.js";
 
 const SITES_SHOWN = 100, RULES_SHOWN = 20, POOLS_SHOWN = 50, RECEIPTS_SHOWN = 12, DAY_MS = 86_400_000;
 
@@ -54,7 +54,7 @@ export const sites = {
     const shown = found.toSorted((a, b) => order(b) - order(a) || a.site.localeCompare(b.site, "en", { numeric: true })).slice(0, SITES_SHOWN);
     at("site-count").textContent = shown.length < found.length ? `the first ${SITES_SHOWN} of ${whole(found.length)}` : `${whole(found.length)} sites`;
     const most = Math.max(1, ...shown.map((it) => it.requests));
-    fill("site-list", ["Site", "", ["Now/s", "num"], ["Requests", "num"], ["Hits", "num"], ["4xx", "num"], ["5xx", "num"], ["Sent", "num"], ["Memory", "num"], ["Disk", "num"]],
+    fill("site-list", ["Site", "Share", ["Now/s", "num"], ["Requests", "num"], ["Hits", "num"], ["4xx", "num"], ["5xx", "num"], ["Sent", "num"], ["Memory", "num"], ["Disk", "num"]],
       shown.map((it) => [
         [it.site, "long"], bar(it.requests / most, "hits"), [it.rate === null ? "–" : short(it.rate), "num"], [short(it.requests), "num"], [percent(it.hits, it.requests), "num"],
         [short(it.client_errors), "num"], [short(it.server_errors), it.server_errors ? "num bad" : "num"], [bytes(it.bytes), "num"], [bytes(it.memory_bytes), "num"], [bytes(it.disk_bytes), "num"],
@@ -65,6 +65,8 @@ export const sites = {
 
 const STATES = { up: "good dot", "slow-start": "warn dot", ejected: "bad dot", down: "bad dot", draining: "warn dot", maintenance: "warn dot" };
 const isUsable = (it) => it.state === "up" || it.state === "slow-start";
+const SLOW_MS = 1000;
+const firstByte = ({ first_byte_ms: ms }) => ms === null ? ["–", "num"] : [ms < 10 ? `${ms.toFixed(1)} ms` : `${whole(Math.round(ms))} ms`, ms < SLOW_MS ? "num" : "num warn"];
 const WHY = { unreachable: "cannot be reached", faulty: "responses are faulty", check: "its check fails" };
 
 export const origins = {
@@ -90,14 +92,14 @@ export const origins = {
         const { passed, failure, took_ms, at_ms } = it.last_check;
         return [passed ? `passed in ${took_ms} ms, ${ago(now_ms - at_ms)}` : failure, passed ? "" : "long bad"];
       };
-      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Weight", "num"], ["In flight", "num"], ["Connections", "num"], "Last check"],
+      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Weight", "num"], ["First byte", "num"], ["In flight", "num"], ["Connections", "num"], "Last check"],
         origins.map((it) => [
           [it.origin, "long"], [it.why ? `${it.state}: ${WHY[it.why] ?? it.why}` : it.state, `long ${STATES[it.state] ?? ""}`], span(now_ms - it.since_ms),
           it.on_trial ? "now" : it.until_ms ? `in ${span(it.until_ms - now_ms)}` : "–", [whole(it.failures), "num"],
-          [whole(it.weight), "num"], [it.in_flight === null ? "–" : whole(it.in_flight), "num"], [whole(it.connections), "num"], check(it),
+          [whole(it.weight), "num"], firstByte(it), [it.in_flight === null ? "–" : whole(it.in_flight), "num"], [whole(it.connections), "num"], check(it),
         ]), "This pool has no origins.");
       const state = make("p", up === origins.length ? "" : up ? "warn" : "bad", `${up} of ${origins.length} usable`);
-      return make("section", "card", [make("h2", "", `Pool ${pool}`), state, make("div", "scroll", table)]);
+      return make("section", "card", [make("h2", "", `Pool ${pool}`), state, scroll(table)]);
     });
     const rest = pools.length - shown.length;
     if (rest > 0) cards.push(make("section", "card", `${whole(rest)} further pools have all their origins, or as many as these: skerry origins lists them.`));
@@ -114,7 +116,7 @@ export const certificates = {
       if (left < 0) return [`expired on ${date}`, "bad dot"];
       return [`${date}, in ${span(left)}`, left < 14 * DAY_MS && !self_signed ? "warn dot" : "good dot"];
     };
-    fill("certificate-list", ["Names", "Expires", "File", ""],
+    fill("certificate-list", ["Names", "Expires", "File", "Note"],
       certificates.toSorted((a, b) => (a.until_ms ?? 0) - (b.until_ms ?? 0)).slice(0, SITES_SHOWN)
         .map((it) => [[it.names.join(", ") || "–", "long"], expiry(it), [it.file, "soft"], it.self_signed ? "self-signed; renewed by the node" : ""]),
       "No listener has TLS.");
@@ -174,14 +176,14 @@ function region(name, members, own, newest) {
     if (applied === null || newest === null) return ["–", "num soft"];
     return applied < newest ? [`${whole(newest - applied)} behind`, "num warn"] : ["none", "num"];
   };
-  fill(table, ["Node", "State", "Load", "", ["Purges missing", "num"], "Heartbeat", ["Weight", "num"], "Version", "Addresses"],
+  fill(table, ["Node", "State", "Load", "%", ["Purges missing", "num"], "Heartbeat", ["Weight", "num"], "Version", "Addresses"],
     members.map((it) => [
       [it.name === own ? `${it.name} (this node)` : it.name, "long"], [it.duplicate_name ? `${it.state}, name used twice` : it.state, it.duplicate_name ? "bad dot" : READY[it.state] ?? "bad dot"],
       bar(it.load, it.load > 0.9 ? "full" : ""), percent(it.load, 1), lag(it), it.heard_ms_ago === null ? "–" : ago(it.heard_ms_ago), [whole(it.weight), "num"], it.software, [it.addresses.join(", "), "soft"],
     ]), "");
   const state = `${ready.length} of ${members.length} ready, load ${percent(load, 1)}`;
   const kind = ready.length === members.length ? "" : ready.length ? "warn" : "bad";
-  return make("section", "card", [make("h2", "", name ? `Region ${name}` : "No region"), make("p", kind, state), make("div", "scroll", table)]);
+  return make("section", "card", [make("h2", "", name ? `Region ${name}` : "No region"), make("p", kind, state), scroll(table)]);
 }
 
 export const fleet = {
