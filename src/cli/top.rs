@@ -317,7 +317,10 @@ impl Interval<'_> {
         if get("skerry_bus_silent") > 0.0 {
             return "SILENT".to_owned();
         }
+        // Without a bus, no connection to it ever breaks.
+        let is_missed = self.after.sum("skerry_bus_disconnects_total") > 0.0;
         match get("skerry_bus_connected") > 0.0 {
+            false if is_missed => "NOT CONNECTED".to_owned(),
             true => format!(
                 "{} nodes, {} entries behind, {} in the outbox",
                 number(get("skerry_bus_members")),
@@ -438,6 +441,13 @@ mod tests {
     fn a_restart_counts_from_zero_and_an_empty_scrape_has_no_shares() {
         assert!(view(NOW, BEFORE).contains("50/s"), "{}", view(NOW, BEFORE));
         assert!(view("", "").contains("hits      - of 0 lookups/s"), "{}", view("", ""));
+    }
+
+    #[test]
+    fn a_bus_that_is_away_is_not_called_none() {
+        assert!(view("", "").contains("bus: none"), "{}", view("", ""));
+        let away = "skerry_bus_connected 0\nskerry_bus_disconnects_total{connection=\"read\"} 3\n";
+        assert!(view(away, away).contains("bus: NOT CONNECTED"), "{}", view(away, away));
     }
 
     #[test]

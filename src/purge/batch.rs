@@ -148,7 +148,10 @@ pub enum PurgeLogError {
         path: PathBuf,
     },
     /// The log could not be read or written.
-    #[error("the purge log in {} cannot be used", path.display())]
+    #[error(
+        "the purge log in {} cannot be used: {source}; free space there or correct its permissions, or choose another node.data_directory",
+        path.display()
+    )]
     Log {
         /// Its directory.
         path: PathBuf,

@@ -1,6 +1,7 @@
 //! The integration tests, as one binary. Each file tests a feature; `harness` is shared by all.
 
 mod admin;
+mod annoyances;
 mod bad_members;
 mod bus;
 mod caching;
