@@ -59,6 +59,12 @@ pub enum LoadError {
         /// The error of the parser.
         source: Box<MaxMindDbError>,
     },
+    /// The file is compressed.
+    #[error("{source_name}: the file is compressed with gzip: decompress it with gunzip FILE")]
+    Compressed {
+        /// The file.
+        source_name: Source,
+    },
     /// The file is an mmdb database with a broken tree or broken records.
     #[error("{source_name}: the database is damaged or incomplete")]
     Damaged {
@@ -123,6 +129,9 @@ impl Database {
     }
 
     fn parse(bytes: Bytes, source: &Source) -> Result<Self, LoadError> {
+        if bytes.starts_with(&[0x1f, 0x8b]) {
+            return Err(LoadError::Compressed { source_name: source.clone() });
+        }
         let reader = Reader::from_source(bytes).map_err(|error| LoadError::NotMmdb {
             source_name: source.clone(),
             source: error.into(),

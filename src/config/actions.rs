@@ -12,6 +12,7 @@ use toml::de::DeValue;
 
 use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
+use super::remedy;
 use super::sites::is_name;
 use super::values::{Value, text};
 use crate::guard::normal_path;
@@ -296,6 +297,9 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
         section.mistake("status", format!("expected 301, 302, 303, 307 or 308, found {found}"));
     }
     let located = section.read("location", &mut redirect.location);
+    if let Some(DeValue::String(text)) = section.raw("location").map(Spanned::get_ref) {
+        warn_of_location(section, text);
+    }
     if section.is_written() && !located {
         section.mistake(
             "",
@@ -303,6 +307,25 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
         );
     }
     section.is_written().then_some(redirect)
+}
+
+/// Warns of a location that is hardly meant so: a host without scheme, or variables of another server.
+fn warn_of_location(section: &Section<'_>, text: &str) {
+    let host = text.split(['/', '?', '#']).next().unwrap_or_default();
+    let is_host =
+        is_name(host) && host.contains('.') && host.split('.').all(|label| !label.is_empty());
+    let variable = text.split_once('{').filter(|(before, _)| !before.ends_with('$'));
+    let variable = variable.and_then(|(_, rest)| rest.split_once('}'));
+    let message = if is_host {
+        format!(
+            "the location {text:?} is relative to the path of the request: write \"https://{text}\""
+        )
+    } else if let Some(name) = variable.and_then(|(name, _)| remedy::template_variable(name)) {
+        format!("\"{{\" without \"$\" begins no variable: write ${{{name}}}")
+    } else {
+        return;
+    };
+    section.warn("location", message);
 }
 
 fn read_fixed(section: &Section<'_>) -> Option<Fixed> {

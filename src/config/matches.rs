@@ -18,6 +18,8 @@ pub(super) fn read_matches(section: &Section<'_>) -> Matches {
     section.read("path", &mut exact);
     section.read("path_prefix", &mut prefixes);
     section.read("path_glob", &mut globs);
+    warn_of_star(section, "path", &exact);
+    warn_of_star(section, "path_prefix", &prefixes);
     matches.paths.extend(exact.into_iter().map(|NormalPath(path)| PathPattern::Exact(path)));
     matches.paths.extend(prefixes.into_iter().map(|NormalPath(path)| PathPattern::Prefix(path)));
     matches.paths.extend(globs.into_iter().map(|Glob(glob)| PathPattern::Glob(glob)));
@@ -28,6 +30,20 @@ pub(super) fn read_matches(section: &Section<'_>) -> Matches {
     section.read("countries", &mut matches.countries);
     section.read("continents", &mut matches.continents);
     matches
+}
+
+/// Only globs have wildcards.
+fn warn_of_star(section: &Section<'_>, name: &'static str, paths: &[NormalPath]) {
+    let Some(NormalPath(path)) = paths.iter().find(|NormalPath(path)| path.contains('*')) else {
+        return;
+    };
+    let before = path.trim_end_matches('*');
+    let remedy = match before.contains('*') {
+        false => format!("path_prefix = {before:?}"),
+        true => format!("path_glob = {path:?}"),
+    };
+    let message = format!("{name} has no wildcards, and \"*\" stands for itself: write {remedy}");
+    section.warn(name, message);
 }
 
 #[derive(Debug)]
@@ -75,7 +91,21 @@ struct Glob(PathGlob);
 impl Value for Glob {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a path pattern that begins with \"/\", such as \"/**.css\"";
-        let parse = |text: &str| text.starts_with('/').then(|| Self(PathGlob::new(text)));
-        text_or(value, reader, expected, parse, remedy::path)
+        let is_glob = |text: &str| {
+            text.starts_with('/') && !remedy::is_regex(text) && remedy::braces(text).is_none()
+        };
+        let parse = |text: &str| is_glob(text).then(|| text.to_owned());
+        let glob = text_or(value, reader, expected, parse, remedy::path)?;
+        // Patterns have "?" for one byte, and a path has none.
+        match normal_path(&glob.replace('?', "_")) {
+            Ok(normal) if normal != glob.replace('?', "_") => {
+                let message = format!(
+                    "no request can have a path of this pattern: paths are normalised, as in {normal:?}"
+                );
+                reader.mistake(&value.span(), message);
+                None
+            }
+            _ => Some(Self(PathGlob::new(&glob))),
+        }
     }
 }

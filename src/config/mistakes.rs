@@ -76,7 +76,7 @@ pub(super) fn near<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> 
 }
 
 /// Levenshtein's distance, a transposition counting once.
-fn distance(one: &str, other: &str) -> usize {
+pub(super) fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
     let mut rows = vec![vec![0; other.len() + 1]; one.len() + 1];
     for (i, row) in rows.iter_mut().enumerate() {

@@ -8,6 +8,7 @@ mod actions;
 mod advice;
 mod dump;
 mod environment;
+mod every_option;
 mod flags;
 mod matches;
 mod mistakes;
@@ -24,6 +25,7 @@ mod split;
 mod syntax;
 #[cfg(test)]
 mod tests;
+mod unknown;
 mod values;
 
 use std::collections::BTreeMap;
@@ -42,10 +44,12 @@ use crate::{
     upstream,
 };
 use actions::KnownPeers;
-use reader::{OptionValue, Purpose, Reader, Section};
+use every_option::every_option;
+use reader::{Notes, OptionKind, OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
 
 use sources::Document;
+use unknown::Known;
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,10 +206,25 @@ fn read_document(document: &Document, flags: &Flags, purpose: Purpose) -> Result
     let mut notes = reader.into_notes();
     config.options = std::mem::take(&mut notes.options);
     config.warnings = std::mem::take(&mut notes.warnings);
-    match notes.mistakes() {
+    match notes.mistakes(known_options) {
         mistakes if mistakes.is_empty() => Ok(config),
         mistakes => Err(Mistakes(mistakes)),
     }
+}
+
+/// All options that there are, for advice about unknown ones.
+fn known_options() -> Known {
+    let Notes { known, kinds, .. } = notes_of(&every_option());
+    let lists = kinds.into_iter().filter(|(_, kind)| *kind == OptionKind::List);
+    Known::new(known, lists.map(|(pattern, _)| pattern).collect())
+}
+
+/// The notes of the reader about this text, whose files need not exist.
+fn notes_of(text: &str) -> Notes {
+    let document = Document::single("edge.toml", Path::new("/nowhere"), text);
+    let reader = Reader::new(&document);
+    read(&reader, &Flags::default());
+    reader.into_notes()
 }
 
 impl Config {

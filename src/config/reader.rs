@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 use super::mistakes::{self, Mistake};
 use super::remedy;
 use super::sources::{self, Document};
+use super::unknown::{self, Known, Unknown};
 use super::values::{Size, Value, found};
 
 /// Why the configuration is read. Some mistakes of a start are only warnings on a reload, such as a disk
@@ -49,8 +50,8 @@ pub(super) struct Notes {
     unknown: Vec<UnknownOption>,
     /// The place of each option that the file sets.
     places: BTreeMap<String, Range<usize>>,
-    /// Reported only if there is no other mistake, because it usually follows from one.
-    nothing_to_serve: Option<Mistake>,
+    /// Reported only if there is no other mistake, because they usually follow from one.
+    alone: Vec<Mistake>,
     /// Path and value of each option, from the file or by default.
     pub options: BTreeMap<String, OptionValue>,
     /// All known options, with `*` in place of user-chosen names, such as `sites.*.cache`.
@@ -82,10 +83,10 @@ struct UnknownOption {
     at: usize,
     name: String,
     mistake: Mistake,
-    /// An option of its table with nearly this name.
-    near: Option<String>,
-    /// The options of its table, if they are few.
-    siblings: String,
+    /// The path of its table, and the pattern of it.
+    table: (String, String),
+    /// The options of its table.
+    siblings: BTreeSet<&'static str>,
 }
 
 /// The value of an option.
@@ -122,19 +123,22 @@ impl OptionValue {
 }
 
 impl Notes {
-    /// The mistakes in the order of the file.
-    pub(super) fn mistakes(mut self) -> Vec<Mistake> {
-        for UnknownOption { at, name, mut mistake, near, siblings } in
-            std::mem::take(&mut self.unknown)
-        {
-            let advice = remedy::unknown_option(&name, near.as_deref(), &self.known);
-            mistake.message.push_str(&advice.unwrap_or(siblings));
+    /// The mistakes in the order of the file. `known` returns all options that there are, and is called if the file
+    /// has an unknown one.
+    pub(super) fn mistakes(mut self, known: impl FnOnce() -> Known) -> Vec<Mistake> {
+        let unknown_options = std::mem::take(&mut self.unknown);
+        let known = (!unknown_options.is_empty()).then(known);
+        for (option, known) in unknown_options.into_iter().zip(known.iter().cycle()) {
+            let UnknownOption { at, name, mut mistake, table: (path, pattern), siblings } = option;
+            let unknown =
+                Unknown { name: &name, path: &path, pattern: &pattern, siblings: &siblings };
+            mistake.message.push_str(&unknown::advice(&unknown, known));
             self.mistakes.push((Some(at), mistake));
         }
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
         if self.mistakes.is_empty() {
-            return self.nothing_to_serve.into_iter().collect();
+            return self.alone;
         }
         self.mistakes.into_iter().map(|(_, mistake)| mistake).collect()
     }
@@ -212,8 +216,8 @@ impl<'a> Reader<'a> {
 
     /// Notes that there is nothing to serve. Reported only if there is no other mistake.
     pub(super) fn nothing_to_serve(&self, message: &str) {
-        self.notes.borrow_mut().nothing_to_serve =
-            Some(Mistake::without_place(self.document.name(), message));
+        let mistake = Mistake::without_place(self.document.name(), message);
+        self.notes.borrow_mut().alone = vec![mistake];
     }
 
     /// Messages are about this option from now on.
@@ -507,6 +511,12 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// As [`Section::mistake`], at the table. Reported only if there is no other mistake.
+    pub(super) fn mistake_alone(&self, message: &str) {
+        let mistake = self.reader.document.mistake(&self.span(), message.to_owned());
+        self.reader.notes.borrow_mut().alone.push(mistake);
+    }
+
     /// Notes a mistake in the file that option `name` refers to. Does nothing if a mistake was noted for
     /// this option, such as a file that cannot be read.
     pub(super) fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
@@ -644,17 +654,12 @@ impl Drop for Section<'_> {
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             if !read_names.contains(&&**key.get_ref()) {
                 let place = place_of(&self.path);
-                let known = BTreeSet::from_iter(read_names.iter().copied());
+                let siblings = BTreeSet::from_iter(read_names.iter().copied());
                 let message = format!("unknown option {:?} {place}", key.get_ref());
-                let near = mistakes::near(key.get_ref(), known.iter().copied());
-                let near = near.map(str::to_owned);
-                let siblings = match known.len() <= LISTED_MAX {
-                    true => format!("; known options: {}", Vec::from_iter(known).join(", ")),
-                    false => "; config/edge.toml lists the options".to_owned(),
-                };
                 let mistake = self.reader.document.mistake(&key.span(), message);
                 let (at, name) = (key.span().start, key.get_ref().to_string());
-                let unknown = UnknownOption { at, name, mistake, near, siblings };
+                let table = (self.path.clone(), self.pattern.clone());
+                let unknown = UnknownOption { at, name, mistake, table, siblings };
                 self.reader.notes.borrow_mut().unknown.push(unknown);
             }
         }
@@ -731,9 +736,6 @@ fn place_of(path: &str) -> String {
         (path, None) => format!("in [{path}]"),
     }
 }
-
-/// An unknown option is answered with the known ones if there are no more than these.
-const LISTED_MAX: usize = 16;
 
 /// Tables whose values may be secrets, such as an API key for an origin: they are shown as `***`. Options whose
 /// type has a secret print it so themselves, and other secrets are in files.

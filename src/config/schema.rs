@@ -5,21 +5,16 @@
 //! holds this). Bounds that span several options are checked by `skerry check` only.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Flags;
-use super::reader::{OptionKind, Reader};
-use super::sources::Document;
+use super::every_option::every_option;
+use super::reader::OptionKind;
 
 /// The schema (JSON Schema, draft 7, which most editors understand).
 pub fn schema() -> Value {
     let text = every_option();
-    let document = Document::single("edge.toml", Path::new("/nowhere"), &text);
-    let reader = Reader::new(&document);
-    super::read(&reader, &Flags::default());
-    let kinds = reader.into_notes().kinds;
+    let kinds = super::notes_of(&text).kinds;
     let texts = descriptions(&text);
     let mut root = table();
     for (pattern, kind) in &kinds {
@@ -35,23 +30,6 @@ pub fn schema() -> Value {
     root["$schema"] = json!("http://json-schema.org/draft-07/schema#");
     root["title"] = json!("Skerry");
     root
-}
-
-/// config/edge.toml with its `#option` lines made options.
-pub(super) fn every_option() -> String {
-    let is_option = |line: &str| {
-        line.strip_prefix('#')
-            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
-    };
-    let lines = include_str!("../../config/edge.toml").lines();
-    lines.map(|line| if is_option(line) { &line[1..] } else { line }).fold(
-        String::new(),
-        |mut text, line| {
-            text.push_str(line);
-            text.push('\n');
-            text
-        },
-    )
 }
 
 /// The comment above each option of edge.toml, by pattern: a name below `sites`, `pools` or a list counts as `*`.

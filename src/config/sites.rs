@@ -141,7 +141,11 @@ impl Sites<'_> {
             let message = format!(
                 "the site has no action{several}: set \"pool\", \"redirect\" or \"respond\", or add rules"
             );
-            section.mistake("", message);
+            match self.actions.pools {
+                // Pools are missing, or could not be read.
+                [] => section.mistake_alone(&message),
+                _ => section.mistake("", message),
+            }
         }
         for (rule, earlier) in clashing_cookies(&rules) {
             let message = format!(
@@ -158,7 +162,8 @@ impl Sites<'_> {
     fn hosts(&mut self, site: &str, section: &Section<'_>) -> Vec<HostPattern> {
         let mut hosts: Vec<Host> = Vec::new();
         let written = section.read("hosts", &mut hosts);
-        if !written {
+        let is_empty = |value: &Spanned<DeValue<'_>>| matches!(value.get_ref(), DeValue::Array(items) if items.is_empty());
+        if !written || section.raw("hosts").is_some_and(is_empty) {
             let message = format!("site {site:?} has no hosts, such as hosts = [\"example.org\"]");
             section.missing("hosts", &message);
         }
@@ -256,6 +261,8 @@ impl Value for Host {
             let lower = text.to_ascii_lowercase();
             let pattern = match lower.strip_prefix("*.") {
                 _ if lower == "*" => HostPattern::Any,
+                // The name of nginx's server for all other hosts.
+                None if lower == "_" => return None,
                 Some(parent) => HostPattern::Below(is_name(parent).then(|| parent.into())?),
                 None => HostPattern::Exact(
                     (is_name(&lower) || is_address(&lower)).then(|| lower.as_str().into())?,
@@ -270,7 +277,8 @@ impl Value for Host {
 /// Whether this is the name of a host.
 pub(super) fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
     };
     text.len() <= 253 && text.split('.').all(is_label)
 }

@@ -69,11 +69,15 @@ fn message(
         _ if is_yaml(&text[line.clone()]) => {
             "expected \"=\" between name and value, found \":\"".to_owned()
         }
+        _ if let Some(found) = rest.chars().next().filter(is_invisible) => {
+            let code = u32::from(found);
+            format!("found an invisible character (U+{code:04X}): write an ordinary space, or remove it")
+        }
         _ if parser.starts_with("invalid unquoted key") => {
             let found = rest.chars().next().unwrap_or(' ');
             format!("expected a name of letters, digits, \"-\" and \"_\", found {found:?}")
         }
-        _ if parser.contains("escaped value") => {
+        _ if parser.contains("escaped value") || parser.contains("unicode") => {
             "a backslash in double quotes begins an escape: write \\\\ for one backslash, or put the text in single quotes".to_owned()
         }
         _ if let Some(control) = text[line.clone()].chars().find(is_stray) => {
@@ -82,6 +86,18 @@ fn message(
         _ if parser.starts_with("unexpected key or value") => after_value(rest),
         _ if parser.starts_with("key with no value") => {
             format!("expected NAME = VALUE, found {:?}", beginning(text[line].trim()))
+        }
+        _ if parser.starts_with("invalid boolean") => {
+            unquoted(&text[line_value(text, &line)..line.end])
+        }
+        _ if parser.contains("multi-line") => {
+            "the string before is never closed: add three quotation marks at its end".to_owned()
+        }
+        _ if parser.contains("leading zero") => {
+            "a number begins with another digit than 0: remove the zeros before it".to_owned()
+        }
+        _ if parser.starts_with("carriage return") => {
+            "the lines end with CR alone: save the file with the line ends of Unix (LF)".to_owned()
         }
         _ if parser.starts_with("missing comma") => {
             "a comma is missing between two items: add \",\"".to_owned()
@@ -93,6 +109,18 @@ fn message(
 /// A character that no line of TOML may have.
 fn is_stray(c: &char) -> bool {
     c.is_control() && !['\t', '\r', '\n'].contains(c)
+}
+
+/// A space that looks like one and is none, or a character that is not seen at all: such characters come from web pages.
+fn is_invisible(c: &char) -> bool {
+    matches!(c, '\u{a0}' | '\u{2000}'..='\u{200f}' | '\u{202f}' | '\u{2060}' | '\u{feff}')
+}
+
+/// Where the value of the line's option begins.
+fn line_value(text: &str, line: &Range<usize>) -> usize {
+    let equals = text[line.clone()].find('=').map_or(line.start, |at| line.start + at + 1);
+    let spaces = text[equals..line.end].len() - text[equals..line.end].trim_start().len();
+    equals + spaces
 }
 
 /// Text behind the value of an option.

@@ -16,7 +16,7 @@ use toml::de::DeValue;
 use super::reader::Reader;
 use super::remedy;
 use crate::guard::upgrade::{UpgradeProtocol, UpgradeProtocolError};
-use crate::route::Template;
+use crate::route::{Template, TemplateError};
 
 /// A type of option values.
 pub(super) trait Value: Sized {
@@ -51,7 +51,7 @@ impl fmt::Debug for Size {
 /// The value as shown in messages.
 pub(super) fn found(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::String(text) => format!("{text:?}"),
+        DeValue::String(text) => format!("{:?}", without_password(text)),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Float(number) => number.to_string(),
         DeValue::Boolean(truth) => truth.to_string(),
@@ -59,6 +59,15 @@ pub(super) fn found(value: &DeValue<'_>) -> String {
         DeValue::Array(_) => "an array".to_owned(),
         DeValue::Table(_) => "a table".to_owned(),
     }
+}
+
+/// A URL with `***` in the place of its password.
+fn without_password(text: &str) -> std::borrow::Cow<'_, str> {
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = text.split_at(begin);
+    let Some((credentials, rest)) = rest.rsplit_once('@') else { return text.into() };
+    let Some((user, _)) = credentials.split_once(':') else { return text.into() };
+    format!("{scheme}{user}:***@{rest}").into()
 }
 
 /// The text of a string, or what `parse` makes of it.
@@ -112,7 +121,7 @@ texts! {
     IpAddr, "an address such as \"192.0.2.1\" or \"2001:db8::1\"", |text| text.parse().ok(), none;
     Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok(), remedy::country;
     Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok(), remedy::continent;
-    HeaderName, "a header field's name", |text| text.parse().ok(), none;
+    HeaderName, "a header field's name", |text| text.parse().ok(), remedy::field_name;
     HeaderValue, "a header field's value", |text| text.parse().ok(), none;
     Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase)), remedy::method;
 }
@@ -235,8 +244,9 @@ impl Value for Size {
 
 impl Value for PathBuf {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
-        let path =
-            text(value, reader, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
+        let is_path = |text: &&str| !text.is_empty() && remedy::file(value.get_ref()).is_none();
+        let parse = |text: &str| Some(text).filter(is_path).map(str::to_owned);
+        let path = text_or(value, reader, "a path", parse, remedy::file);
         path.map(|path| reader.resolve(&value.span(), &path))
     }
 }
@@ -264,11 +274,28 @@ impl Value for Template {
             Ok(template) => Some(template),
             Err(error) => {
                 let names = crate::route::VARIABLES.join(", ");
-                reader.mistake(&value.span(), format!("{error}; the variables are {names}"));
+                let remedy = match &error {
+                    TemplateError::Unknown(name) => remedy::template_variable(name),
+                    TemplateError::LoneDollar => {
+                        lone_name(&written).and_then(remedy::template_variable)
+                    }
+                    _ => None,
+                };
+                let remedy = remedy.map(|name| format!("; write ${{{name}}}")).unwrap_or_default();
+                let message = format!("{error}{remedy}; the variables are {names}");
+                reader.mistake(&value.span(), message);
                 None
             }
         }
     }
+}
+
+/// The name after the first `$` that stands alone, as in `$host`.
+fn lone_name(text: &str) -> Option<&str> {
+    let rest = text.replace("$$", "  ");
+    let at = rest.match_indices('$').find(|(at, _)| !rest[at + 1..].starts_with('{'))?.0 + 1;
+    let end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    Some(&text[at..end.map_or(text.len(), |end| at + end)])
 }
 
 impl Value for StatusCode {
@@ -279,7 +306,8 @@ impl Value for StatusCode {
         };
         let status = status.filter(|status: &Self| (200..600).contains(&status.as_u16()));
         if status.is_none() {
-            reader.unexpected(value, "a status from 200 to 599");
+            let remedy = remedy::number(value.get_ref());
+            reader.unexpected_but(value, "a status from 200 to 599", remedy);
         }
         status
     }

@@ -120,7 +120,7 @@ impl Tokens {
     pub(crate) fn load(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read {shown}: {error}"))?;
+            .map_err(|error| format!("cannot read {shown}: {error}; expected a file with a line of `skerry token NAME` for each caller"))?;
         let tokens = Self::parse(&text).map_err(|(line, why)| format!("{shown}:{line}: {why}"))?;
         match tokens.0.is_empty() {
             true => Err(format!(

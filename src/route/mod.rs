@@ -38,7 +38,7 @@ pub(crate) use rewrite::Rewrite;
 pub(crate) use routes::{RouteRequest, Routes, Rule, ShadowedRule, Site};
 pub(crate) use shield::{Shield, ShieldGone};
 pub(crate) use split::{Forced, ForcedBy, GroupCookie, Split, SplitBy, SplitGroup, Visitor};
-pub(crate) use template::{Facts, Template, VARIABLES};
+pub(crate) use template::{Facts, Template, TemplateError, VARIABLES};
 
 /// All sites. Inherited settings have been filled in, so that each rule is complete.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -80,7 +80,10 @@ fn read_level(
         };
         Some((name.parse::<transform::Coding>().ok()?, level))
     };
-    let remedy = |value: &DeValue<'_>| remedy::word(value, ["zstd", "br", "gzip"]);
+    let remedy = |value: &DeValue<'_>| {
+        let several = found_text(value).and_then(remedy::several);
+        several.or_else(|| remedy::word(value, ["zstd", "br", "gzip"]))
+    };
     let (name, level) = text_or(value, reader, expected, parse, remedy)?;
     let Some(level) = level else {
         return shipped.iter().copied().find(|level| level.coding() == name);
@@ -92,6 +95,10 @@ fn read_level(
             None
         }
     }
+}
+
+fn found_text<'a>(value: &'a DeValue<'_>) -> Option<&'a str> {
+    if let DeValue::String(text) = value { Some(text) } else { None }
 }
 
 #[derive(Debug)]
@@ -110,6 +117,7 @@ struct MediaRange(transform::MediaRange);
 impl Value for MediaRange {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a media type such as \"text/html\", \"text/*\" or \"*/*+json\"";
-        text(value, reader, expected, |text| text.parse().ok().map(Self))
+        let remedy = |value: &DeValue<'_>| found_text(value).and_then(remedy::several);
+        text_or(value, reader, expected, |text| text.parse().ok().map(Self), remedy)
     }
 }

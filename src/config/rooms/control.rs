@@ -124,6 +124,14 @@ impl Value for RedisUrl {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a URL such as redis://host:6379, rediss://user@host:6380/0, \
                         redis+sentinel://host:26379/service or redis+cluster://host:6379";
-        text_or(value, reader, expected, |text| text.parse().ok(), remedy::redis)
+        let why = |value: &DeValue<'_>| match value {
+            DeValue::String(text) => {
+                text.parse::<Self>().err().filter(|why| !why.contains(expected))
+            }
+            _ => None,
+        };
+        let remedy =
+            |value: &DeValue<'_>| remedy::redis(value).or_else(|| why(value).map(str::to_owned));
+        text_or(value, reader, expected, |text| text.parse().ok(), remedy)
     }
 }

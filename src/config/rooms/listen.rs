@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::super::reader::Section;
 use super::super::values::Size;
@@ -104,11 +104,9 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) -> Vec<Stri
 /// Reads the files of a certificate in the same way as the listeners. Returns its names.
 fn check_certificate(section: &Section<'_>, files: &CertificateFiles) -> Vec<String> {
     let (error, name) = match listen::check_certificate(files) {
-        Ok((names, until)) => {
-            if let Some(until) = until.filter(|until| *until <= Clock::system().now()) {
-                let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
-                let remedy = "clients refuse it; renew it";
-                section.warn("certificate", format!("{file} has expired on {until}: {remedy}"));
+        Ok((names, validity)) => {
+            if let Some((from, until)) = validity {
+                warn_of_dates(section, files, from, until);
             }
             return names;
         }
@@ -120,6 +118,28 @@ fn check_certificate(section: &Section<'_>, files: &CertificateFiles) -> Vec<Str
     };
     section.mistake_in_file(name, error.to_string());
     Vec::new()
+}
+
+fn warn_of_dates(
+    section: &Section<'_>,
+    files: &CertificateFiles,
+    from: SystemTime,
+    until: SystemTime,
+) {
+    let now = Clock::system().now();
+    let file = files.certificate.display();
+    let date = httpdate::fmt_http_date;
+    if until <= now {
+        let until = date(until);
+        let message = format!("{file} has expired on {until}: clients refuse it; renew it");
+        section.warn("certificate", message);
+    } else if from > now {
+        let (from, now) = (date(from), date(now));
+        let message = format!(
+            "{file} is not valid before {from}, and it is {now} now: clients refuse it; correct this machine's time, or name another certificate"
+        );
+        section.warn("certificate", message);
+    }
 }
 
 pub(crate) fn read_limits(section: &Section<'_>, limits: &mut Limits) {

@@ -50,10 +50,17 @@ impl Value for Access {
             value,
             reader,
             expected,
-            |text| Some(text.to_owned()),
-            |value| {
-                let target = if matches!(value, DeValue::Boolean(true)) { "stdout" } else { "off" };
-                matches!(value, DeValue::Boolean(_)).then(|| format!("write {target:?}"))
+            |text| {
+                let is_target = text != "stderr" && remedy::file(value.get_ref()).is_none();
+                is_target.then(|| text.to_owned())
+            },
+            |value| match value {
+                DeValue::Boolean(true) => Some("write \"stdout\"".to_owned()),
+                DeValue::Boolean(false) => Some("write \"off\"".to_owned()),
+                DeValue::String(text) if &**text == "stderr" => {
+                    Some("write \"stdout\": standard error has the error log".to_owned())
+                }
+                value => remedy::file(value),
             },
         )?;
         Some(Self(match &*text {

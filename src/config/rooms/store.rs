@@ -24,6 +24,11 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
     }
     let mut disk = Some(Size(DISK_BYTES));
     let disk_written = section.read("disk", &mut disk);
+    if disk == Some(Size(0)) {
+        let message = "expected a size above 0, found 0: write \"none\" for a cache in memory only";
+        section.mistake("disk", message);
+        disk = None;
+    }
     let directories = section.list("directories");
     for section in &directories {
         let mut directory = Directory { path: PathBuf::new(), bytes: 0 };

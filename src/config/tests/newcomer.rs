@@ -1,7 +1,7 @@
 //! Mistakes that people make with their first files: units, types, names, quotes, options of other servers.
 //! Each gives one line with its place, its cause and, where it can be known, its remedy.
 
-use super::{MINIMAL, check, read_text};
+use super::{MINIMAL, check, check_each, read_text};
 use crate::config::Flags;
 
 /// The text after a minimal site, and the line about it.
@@ -76,7 +76,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[node]\nname = x", "2:8: expected a value, found x: text needs quotes, write \"x\""),
     (
         "name = \"x\"",
-        "1:1: unknown option \"name\" in [sites.www]; it is an option of [node] and [pools.NAME.secret_header]",
+        "1:1: unknown option \"name\" in [sites.www]; it is an option of [node], [[listeners]] and 2 more tables",
     ),
     (
         "[nodes]\nname = \"x\"",
@@ -227,7 +227,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "response_fields.set = { X-A = \"${client.contry}\" }",
-        "1:31: there is no variable ${client.contry}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.hostname, request.path, request.query, request.target, split.group",
+        "1:31: there is no variable ${client.contry}; write ${client.country}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.hostname, request.path, request.query, request.target, split.group",
     ),
     (
         "response_fields.set = { X-A = \"a\\nb\" }",
@@ -247,7 +247,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[pools.main.health]\npath = \"healthz\"",
-        "2:1: unknown option \"path\" in [pools.main.health]; it is an option of [pools.NAME.check]",
+        "2:1: unknown option \"path\" in [pools.main.health]; it is an option of [pools.NAME.check] and [[store.directories]]",
     ),
     (
         "[pools.main.tls]\nverify = \"no\"",
@@ -374,9 +374,7 @@ const MORE_MISTAKES: &[(&str, &str)] = &[
 
 #[test]
 fn a_mistake_of_a_newcomer_is_one_line_with_place_cause_and_remedy() {
-    for (written, expected) in MISTAKES.iter().chain(MORE_MISTAKES) {
-        check(&format!("{written}\n"), &[expected]);
-    }
+    check_each(MISTAKES.iter().chain(MORE_MISTAKES));
 }
 
 /// The mistakes of a file with these bytes, without its path.

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
@@ -100,11 +101,18 @@ pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsErr
         .map_err(|reason| file_error(&files.certificate, reason))?;
     let key = pem::read_key(&files.key).map_err(|reason| file_error(&files.key, reason))?;
     let provider = aws_lc_rs::default_provider();
-    CertifiedKey::from_der(chain, key, &provider).map_err(|reason| TlsError::Pair {
-        certificate: files.certificate.clone(),
-        key: files.key.clone(),
-        reason,
-    })
+    let error = match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider) {
+        Ok(certified) => return Ok(certified),
+        Err(error) => error,
+    };
+    let (certificate, key_file) = (files.certificate.clone(), files.key.clone());
+    let fits = |one: CertificateDer<'static>| {
+        CertifiedKey::from_der(vec![one], key.clone_key(), &provider).is_ok()
+    };
+    if matches!(error, rustls::Error::InconsistentKeys(_)) && chain.into_iter().skip(1).any(fits) {
+        return Err(TlsError::Order { certificate, key: key_file });
+    }
+    Err(TlsError::Pair { certificate, key: key_file, reason: error })
 }
 
 pub(super) fn names_of(

@@ -75,6 +75,16 @@ pub enum TlsError {
         /// The error of rustls.
         reason: rustls::Error,
     },
+    /// The key belongs to another certificate of the chain than the first.
+    #[error(
+        "{certificate}: the certificate of {key} is not the first one in the file: put it before those of the authorities"
+    )]
+    Order {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
     /// The index of the default certificate is beyond the list.
     #[error(
         "tls.default_certificate is {index}, but there are {count} certificates, counted from 0"
@@ -269,18 +279,18 @@ fn with_a_certificate(
     Ok((settings, Some(folder)))
 }
 
-/// Reads a certificate and its key as [`TlsState::load`] does. Returns its names and when it ends, if its
-/// dates can be read.
+/// Reads a certificate and its key as [`TlsState::load`] does. Returns its names, and from when until when it is
+/// valid, if its dates can be read.
 ///
 /// # Errors
 /// The file that cannot be used, or that the two are no pair.
 pub(crate) fn check_certificate(
     files: &CertificateFiles,
-) -> Result<(Vec<String>, Option<SystemTime>), TlsError> {
+) -> Result<(Vec<String>, Option<(SystemTime, SystemTime)>), TlsError> {
     let certified = load_pair(files)?;
     let names = names_of(files, &certified)?;
     let chain = certified.cert.first();
-    Ok((names, chain.and_then(|first| pem::validity(first)).map(|(_, until)| until)))
+    Ok((names, chain.and_then(|first| pem::validity(first))))
 }
 
 /// Reads a file of ticket keys as [`TlsState::load`] does.

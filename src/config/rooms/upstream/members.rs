@@ -1,16 +1,18 @@
 //! Reads `origins` of `[pools.NAME]`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::super::node::coordinates;
 use crate::config::mistakes::suggestion;
 use crate::config::reader::{Purpose, Reader, Section};
 use crate::config::remedy;
+use crate::config::sites::is_name;
 use crate::config::values::{Value, text, text_or};
 use crate::upstream::{
     MemberDefaults, MemberSource, Origin, PoolSettings, SourceKind, read_members_file,
@@ -61,17 +63,29 @@ const HTTP_OPTIONS: [&str; 2] = ["interval", "token_file"];
 impl Value for OriginEntry {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let DeValue::Table(table) = value.get_ref() else {
-            let parse = |url: &str| Origin::parse(url).map(Self::Origin);
+            let parse = |url: &str| parse_server(url).map(Self::Origin);
             return text_or(value, reader, Origin::EXPECTED, parse, remedy::origin);
         };
         let known = || KINDS.into_iter().chain(PROPERTIES).chain(HTTP_OPTIONS);
-        for key in table.keys().filter(|key| !known().any(|known| known == &**key.get_ref())) {
-            let near = suggestion(key.get_ref(), known());
-            let message = format!("unknown option {:?} of an origin{near}", key.get_ref());
+        let is_unknown =
+            |key: &&Spanned<DeString<'_>>| !known().any(|known| known == &**key.get_ref());
+        let unknown: Vec<_> = table.keys().filter(is_unknown).collect();
+        for key in &unknown {
+            let remedy = match &**key.get_ref() {
+                "address" | "host" | "server" | "origin" | "uri" => "; set \"url\"".to_owned(),
+                "port" => {
+                    "; write the port in the URL, such as \"http://a.example:8080\"".to_owned()
+                }
+                name => suggestion(name, known()),
+            };
+            let message = format!("unknown option {:?} of an origin{remedy}", key.get_ref());
             reader.mistake(&key.span(), message);
         }
         let mut kinds = KINDS.into_iter().filter_map(|kind| Some((kind, table.get(kind)?)));
         let Some((kind, at)) = kinds.next() else {
+            if !unknown.is_empty() {
+                return None;
+            }
             let message = "the origin has no \"url\", such as url = \"https://origin.example\", and no \
                            \"each_address_of\", \"srv\", \"file\" or \"http\"";
             reader.mistake(&value.span(), message);
@@ -93,7 +107,7 @@ impl Value for OriginEntry {
         }
         let defaults = read_defaults(value, table, reader)?;
         if kind == "url" {
-            let origin = text_or(at, reader, Origin::EXPECTED, Origin::parse, remedy::origin)?;
+            let origin = text_or(at, reader, Origin::EXPECTED, parse_server, remedy::origin)?;
             let MemberDefaults { weight, priority, coordinates } = defaults;
             return Some(Self::Origin(Origin { weight, priority, coordinates, ..origin }));
         }
@@ -105,6 +119,13 @@ impl Value for OriginEntry {
         };
         Some(Self::Source(MemberSource { kind, defaults }))
     }
+}
+
+/// One server: no name of SRV records, and no wildcard or variable.
+fn parse_server(url: &str) -> Option<Origin> {
+    let is_host = |host: &str| is_name(host) || host.parse::<IpAddr>().is_ok();
+    let is_server = remedy::srv_name(url).is_none();
+    Origin::parse(url).filter(|origin| is_server && is_host(&origin.host))
 }
 
 fn read_defaults(
@@ -137,9 +158,8 @@ fn read_defaults(
 fn read_addresses(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<SourceKind> {
     let expected =
         "a URL with a name, such as \"http://app.internal:8080\"; an address is written as url";
-    let is_name = |origin: &Origin| {
-        origin.socket.is_none() && origin.host.parse::<std::net::IpAddr>().is_err()
-    };
+    let is_name =
+        |origin: &Origin| origin.socket.is_none() && origin.host.parse::<IpAddr>().is_err();
     let origin = text(value, reader, expected, |url| Origin::parse(url).filter(is_name))?;
     let Origin { scheme, host, port, .. } = origin;
     Some(SourceKind::Addresses { scheme, host, port })
