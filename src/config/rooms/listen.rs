@@ -104,11 +104,11 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) -> Vec<Stri
 /// Reads the files of a certificate in the same way as the listeners. Returns its names.
 fn check_certificate(section: &Section<'_>, files: &CertificateFiles) -> Vec<String> {
     let (error, name) = match listen::check_certificate(files) {
-        Ok((names, validity)) => {
-            if let Some((from, until)) = validity {
+        Ok(certificate) => {
+            if let Some((from, until)) = certificate.validity {
                 warn_of_dates(section, files, from, until);
             }
-            return names;
+            return certificate.names;
         }
         Err(error @ TlsError::Pair { .. }) => (error, "key"),
         Err(error) => match &error {

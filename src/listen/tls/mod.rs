@@ -279,18 +279,23 @@ fn with_a_certificate(
     Ok((settings, Some(folder)))
 }
 
-/// Reads a certificate and its key as [`TlsState::load`] does. Returns its names, and from when until when it is
-/// valid, if its dates can be read.
+/// A certificate whose files can be used.
+pub(crate) struct CheckedCertificate {
+    /// The names in it, or those that the configuration gives it.
+    pub names: Vec<String>,
+    /// From when until when it is valid. `None`: its dates cannot be read.
+    pub validity: Option<(SystemTime, SystemTime)>,
+}
+
+/// Reads a certificate and its key as [`TlsState::load`] does.
 ///
 /// # Errors
 /// The file that cannot be used, or that the two are no pair.
-pub(crate) fn check_certificate(
-    files: &CertificateFiles,
-) -> Result<(Vec<String>, Option<(SystemTime, SystemTime)>), TlsError> {
+pub(crate) fn check_certificate(files: &CertificateFiles) -> Result<CheckedCertificate, TlsError> {
     let certified = load_pair(files)?;
     let names = names_of(files, &certified)?;
-    let chain = certified.cert.first();
-    Ok((names, chain.and_then(|first| pem::validity(first))))
+    let first = certified.cert.first();
+    Ok(CheckedCertificate { names, validity: first.and_then(|first| pem::validity(first)) })
 }
 
 /// Reads a file of ticket keys as [`TlsState::load`] does.
