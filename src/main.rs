@@ -16,7 +16,7 @@ use skerry::cli::{
 };
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, ListenAddress, Node, ServiceState, demo, notify, token_line};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -247,6 +247,8 @@ fn run(flags: Flags) -> Result<(), String> {
     let sites = count(config.counts().0, "site");
     let summary = format!("skerry {SHORT_VERSION}: node {name}, {workers} workers, {sites}");
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    // Before the lines that say that the node serves: a caller that waits for them may send a signal at once.
+    let signals = Signals::install(&node)?;
     tracing::info!("{summary}");
     for ListenAddress { address, has_tls } in &node.listening {
         let scheme = if *has_tls { "https" } else { "http" };
@@ -260,15 +262,35 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let scheme = if node.admin_tls { "https" } else { "http" };
     tracing::info!("admin {scheme}://{}", node.admin);
-    run_until_signalled(node)
+    run_until_signalled(node, signals);
+    Ok(())
+}
+
+/// The signals that a node obeys.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on a signal does not end the process, but waits until it is received here.
+    fn install(node: &Node) -> Result<Self, String> {
+        let _inside = node.background().enter();
+        let install =
+            |kind| signal(kind).map_err(|error| format!("cannot install signal handlers: {error}"));
+        Ok(Self {
+            hangup: install(SignalKind::hangup())?,
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
+    }
 }
 
 /// SIGHUP reloads; SIGTERM and SIGINT drain; a second SIGTERM or SIGINT exits at once.
-fn run_until_signalled(node: Node) -> Result<(), String> {
-    let result = node.background().block_on(async {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+fn run_until_signalled(node: Node, signals: Signals) {
+    let Signals { mut hangup, mut terminate, mut interrupt } = signals;
+    node.background().block_on(async {
         // From now on a reload (SIGHUP) is heard.
         notify(ServiceState::Ready);
         loop {
@@ -278,29 +300,22 @@ fn run_until_signalled(node: Node) -> Result<(), String> {
                     // `reload` has logged the mistakes.
                     let _ = node.reload();
                 }
-                _ = terminate.recv() => return io::Result::Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
             }
         }
     });
-    result.map_err(|error| format!("cannot install signal handlers: {error}"))?;
     tracing::info!(
         "shutting down: waiting for requests in flight; press Ctrl-C or send SIGTERM again to force"
     );
     notify(ServiceState::Stopping);
     node.drain();
-    node.background().spawn(async {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return;
-        };
+    node.background().spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         std::process::exit(1);
     });
     node.wait();
     tracing::info!("stopped");
-    Ok(())
 }
 
 /// The demo: starts an origin and a node in front of it, and prints commands to try.
@@ -320,6 +335,7 @@ fn run_demo() -> Result<(), String> {
     let data_dir = config.node.data_directory.clone();
     let disk_max = size_text(DEMO_DISK_BYTES as f64);
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    let signals = Signals::install(&node)?;
     let port = |has_tls| {
         let listener = node.listening.iter().find(|listener| listener.has_tls == has_tls);
         listener.map(|listener| listener.address.port()).unwrap_or_default()
@@ -345,7 +361,8 @@ Press Ctrl-C to stop.
         admin = node.admin,
         data_dir = data_dir.display(),
     ))?;
-    run_until_signalled(node)
+    run_until_signalled(node, signals);
+    Ok(())
 }
 
 /// Size of the demo's disk cache: small enough for any machine.
