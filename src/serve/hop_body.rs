@@ -16,7 +16,8 @@ use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::fields::ranges::{PartAnswer, Validator, ask_from, content_range, judge};
 use crate::labels::HopFailure;
 
-/// See above. Counts the bytes of the peer, and its request as in flight until the end.
+/// The body of a response of a peer, see the module documentation. Counts the bytes of the peer, and its request as in
+/// flight until the end.
 pub(super) struct HopBody {
     body: Body,
     /// `None` once the next hop continues the body.

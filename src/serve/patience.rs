@@ -2,14 +2,15 @@
 //!
 //! A peer that is silent for the deadline, and answers no PING, is dead, and skipped for a while. One that shows signs
 //! of life is slow: the request waits a few deadlines, and other requests do not skip the peer. Otherwise all requests
-//! of a region that is overloaded would go to the origin.
+//! of a region that is overloaded would go to the origin. A peer that has acknowledged the request may take as long as its
+//! origin, but is watched in the same way: it may die meanwhile.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::region::PeerLink;
 use super::worker::Worker;
@@ -76,7 +77,7 @@ impl PeerLife for LinkLife<'_> {
 /// Waits for the response, but for its acknowledgement only as `patience` says, and as long as the peer seems to live.
 ///
 /// # Errors
-/// The peer was silent for the deadline, or slow, see [`LifeWatch::look`].
+/// The peer was silent or slow, see [`LifeWatch::look`] and [`while_alive`].
 pub(super) async fn in_time<R>(
     sending: impl Future<Output = R>,
     acknowledged: &Acknowledgement,
@@ -84,10 +85,31 @@ pub(super) async fn in_time<R>(
     patience: &mut Patience,
 ) -> Result<R, HopFailure> {
     let mut sending = pin!(sending);
+    let sent = until_acknowledged(sending.as_mut(), acknowledged, life, patience).await?;
+    patience.round_trip = acknowledged.sent_at().map(|at| at.elapsed());
+    match sent {
+        Some(sent) => Ok(sent),
+        None => {
+            life.note_acknowledgement();
+            while_alive(sending, life, patience.deadline).await
+        }
+    }
+}
+
+/// Waits for the acknowledgement or the response. `None`: the request is acknowledged, and has no response yet.
+///
+/// # Errors
+/// See [`LifeWatch::look`].
+async fn until_acknowledged<R>(
+    mut sending: Pin<&mut impl Future<Output = R>>,
+    acknowledged: &Acknowledgement,
+    life: &impl PeerLife,
+    patience: &Patience,
+) -> Result<Option<R>, HopFailure> {
     let interval = patience.deadline / LOOKS;
     let mut watch = LifeWatch::begin(life.signs());
     let mut begins_again = patience.is_far;
-    let sent = loop {
+    loop {
         let due = Instant::now() + interval;
         let mut look = pin!(tokio::time::sleep_until(due));
         let event = poll_fn(|cx| {
@@ -100,8 +122,8 @@ pub(super) async fn in_time<R>(
             look.as_mut().poll(cx).map(|()| WaitEvent::LookDue)
         });
         match event.await {
-            WaitEvent::Sent(sent) => break Some(sent),
-            WaitEvent::Acknowledged => break None,
+            WaitEvent::Sent(sent) => return Ok(Some(sent)),
+            WaitEvent::Acknowledged => return Ok(None),
             WaitEvent::LookDue => {}
         }
         if begins_again && acknowledged.sent_at().is_some() {
@@ -114,13 +136,32 @@ pub(super) async fn in_time<R>(
         if watch.silent_looks == LOOKS / 2 {
             life.ask_for_sign();
         }
-    };
-    patience.round_trip = acknowledged.sent_at().map(|at| at.elapsed());
-    match sent {
-        Some(sent) => Ok(sent),
-        None => {
-            life.note_acknowledgement();
-            Ok(sending.await)
+    }
+}
+
+/// Waits for the response of a peer that has acknowledged the request, as long as the peer seems to live.
+///
+/// # Errors
+/// [`HopFailure::Deadline`] if the peer was silent for [`SILENT_DEADLINES`] deadlines, of which it had one to answer a
+/// PING.
+async fn while_alive<R>(
+    mut sending: Pin<&mut impl Future<Output = R>>,
+    life: &impl PeerLife,
+    deadline: Duration,
+) -> Result<R, HopFailure> {
+    let mut watch = LifeWatch::begin(life.signs());
+    loop {
+        let due = Instant::now() + deadline;
+        if let Ok(response) = timeout_at(due, sending.as_mut()).await {
+            return Ok(response);
+        }
+        // What has arrived meanwhile is read before the look.
+        tokio::task::yield_now().await;
+        let is_late = Instant::now() > due + deadline;
+        match watch.note(life.signs(), is_late) {
+            0 => {}
+            SILENT_DEADLINES.. => return Err(HopFailure::Deadline),
+            _ => life.ask_for_sign(),
         }
     }
 }
@@ -133,7 +174,7 @@ enum WaitEvent<R> {
     LookDue,
 }
 
-/// Watches a peer that has not acknowledged a request, with [`LOOKS`] looks in each deadline.
+/// Watches a peer for signs of life, by a look at regular intervals.
 struct LifeWatch {
     /// The signs of life at the last look.
     signs: u64,
@@ -147,12 +188,9 @@ impl LifeWatch {
         Self { signs, silent_looks: 0, looks: 0 }
     }
 
-    /// Looks for signs of life. `is_late`: this worker was held up, so that signs may wait to be read.
-    ///
-    /// # Errors
-    /// [`HopFailure::Deadline`] if the peer was silent for a deadline, [`HopFailure::Slow`] if it has not
-    /// acknowledged the request within [`DEADLINES_MAX`] deadlines.
-    fn look(&mut self, signs: u64, is_late: bool) -> Result<(), HopFailure> {
+    /// Notes a look at the signs of life, and returns how many looks in a row have found no new one. `is_late`: this worker
+    /// was held up, so that signs may wait to be read.
+    fn note(&mut self, signs: u64, is_late: bool) -> u32 {
         self.looks += 1;
         if signs > self.signs {
             self.silent_looks = 0;
@@ -161,7 +199,17 @@ impl LifeWatch {
         }
         // The bytes of a connection that was closed are not counted any more.
         self.signs = signs;
-        match (self.silent_looks >= LOOKS, self.looks >= LOOKS * DEADLINES_MAX) {
+        self.silent_looks
+    }
+
+    /// As [`LifeWatch::note`], for a request that is not acknowledged, with [`LOOKS`] looks in each deadline.
+    ///
+    /// # Errors
+    /// [`HopFailure::Deadline`] if the peer was silent for a deadline, [`HopFailure::Slow`] if it has not
+    /// acknowledged the request within [`DEADLINES_MAX`] deadlines.
+    fn look(&mut self, signs: u64, is_late: bool) -> Result<(), HopFailure> {
+        let silent_looks = self.note(signs, is_late);
+        match (silent_looks >= LOOKS, self.looks >= LOOKS * DEADLINES_MAX) {
             (true, _) => Err(HopFailure::Deadline),
             (false, true) => Err(HopFailure::Slow),
             (false, false) => Ok(()),
@@ -174,9 +222,14 @@ impl LifeWatch {
 pub(crate) const DEADLINES_MAX: u32 = 4;
 /// How often signs of life are looked for within a deadline.
 const LOOKS: u32 = 4;
+/// The deadlines after which a silent peer is dead that has acknowledged a request: one until it is asked for a sign of life, and
+/// one for its answer. A node that is held up for so long costs the origin a second request for all that it fetches.
+const SILENT_DEADLINES: u32 = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// A peer without signs of life.
@@ -258,5 +311,45 @@ mod tests {
             check(far(), 0, 60_000, false),
             check(far(), 60_000, 0, false),
         );
+    }
+
+    /// A peer that answers the first PINGs.
+    struct Dying {
+        signs: Cell<u64>,
+        pings: Cell<u64>,
+        answered: u64,
+    }
+
+    impl PeerLife for Dying {
+        fn signs(&self) -> u64 {
+            self.signs.get()
+        }
+
+        fn ask_for_sign(&self) {
+            self.pings.set(self.pings.get() + 1);
+            if self.pings.get() <= self.answered {
+                self.signs.set(self.signs.get() + 1);
+            }
+        }
+
+        fn note_acknowledgement(&self) {}
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_dies_after_its_acknowledgement_is_given_up() {
+        let ms = Duration::from_millis;
+        // The origin of the peer takes this long.
+        let check = async |origin: Duration, answered: u64, expected: Result<(), HopFailure>| {
+            let life = Dying { signs: Cell::new(7), pings: Cell::new(0), answered };
+            let sending = pin!(tokio::time::sleep(origin));
+            let sent = while_alive(sending, &life, ms(20)).await;
+            assert_eq!(sent, expected, "{answered} PINGs answered");
+            life.pings.get()
+        };
+        let long = Duration::from_secs(3600);
+        assert_eq!(check(ms(0), 0, Ok(())).await, 0);
+        assert_eq!(check(long, 0, Err(HopFailure::Deadline)).await, 1);
+        assert_eq!(check(long, 3, Err(HopFailure::Deadline)).await, 4);
+        check(ms(400), u64::MAX, Ok(())).await;
     }
 }

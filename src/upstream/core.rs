@@ -149,12 +149,12 @@ impl Core {
         if connections.is_empty() {
             return None;
         }
-        connections.retain(|http2| !http2.is_closed());
+        connections.retain(|http2| !http2.is_over());
         let now_ms = self.timers.now_ms();
         connections.iter().find(|http2| http2.has_room(settings, now_ms)).map(Share::of)
     }
 
-    /// Calls `look` with each open HTTP/2 connection to a pool's members.
+    /// Calls `look` with each HTTP/2 connection to a pool's members that is open or has streams.
     pub(super) fn each_http2(&self, pool: &Arc<Pool>, mut look: impl FnMut(&Http2)) {
         let members = self.members(&self.state(pool));
         for state in &members.states {
@@ -268,8 +268,8 @@ impl Core {
         }
         state.http2.borrow_mut().retain(|http2| {
             let is_old = now_ms.saturating_sub(http2.opened_ms) >= age_max_ms;
-            let is_over = (is_old || http2.is_doubtful.get()) && http2.streams.get() == 0;
-            !is_over && !http2.is_closed()
+            let is_unused = http2.streams.get() == 0;
+            !(is_unused && (is_old || http2.is_doubtful.get()) || http2.is_over())
         });
     }
 }

@@ -140,6 +140,12 @@ impl Http2 {
         matches!(self.sender.borrow_mut().poll_ready(&mut noop), Poll::Ready(Err(_)))
     }
 
+    /// Whether nothing more can come over it. A connection whose end the origin has announced still finishes its streams,
+    /// and shows whether the origin lives.
+    pub(super) fn is_over(&self) -> bool {
+        self.streams.get() == 0 && self.is_closed()
+    }
+
     /// Sends the request and waits for the head of the response. Each piece of the request's body
     /// renews the deadline. `on_interim` is called with each interim response.
     pub(super) async fn head(

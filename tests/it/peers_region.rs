@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::harness::{
-    Answer, Client, Edge, Gate, Origin, Random, Region, Request, Response, held_origin, until,
+    Answer, Client, Edge, Gate, Origin, Process, Random, Region, Request, Response, held_origin,
+    until,
 };
 
 /// The target of an object that another node than the first owns, and the position of its owner.
@@ -215,6 +216,97 @@ fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
     clients_are_served_while_peers_fail(&["here"; 3], "");
 }
 
+#[test]
+fn a_peer_that_dies_with_an_acknowledged_request_costs_two_deadlines() {
+    // The first request for each target gets no answer.
+    let (gate, seen) = (Gate::default(), Mutex::new(HashSet::new()));
+    let held = gate.clone();
+    let origin = Origin::start(move |request| {
+        let answer = Answer::ok("x").fresh_for(60);
+        let is_first = seen.lock().unwrap().insert(request.target.clone());
+        if is_first { answer.behind(&held) } else { answer }
+    });
+    let Some(AcknowledgedRequest { region, peer, target }) = AcknowledgedRequest::plan(&origin)
+    else {
+        return;
+    };
+    let asker = &region.nodes[0];
+    std::thread::scope(|scope| {
+        let _end = OpenAtEnd(&gate);
+        let client = scope.spawn(|| asker.get(&target));
+        origin.wait_for_requests(1);
+        // The acknowledgement was sent before.
+        std::thread::park_timeout(PEER_DEADLINE / 4);
+        peer.signal(Signal::STOP);
+        let stopped = Instant::now();
+        let answer = client.join().expect("an answer");
+        assert_eq!((answer.status, hop_of(&answer)), (200, 1), "{answer:?}");
+        eprintln!("answered {:?} after the peer was stopped", stopped.elapsed());
+    });
+    // The connection fails later, after a PING that it gets anyway.
+    assert_eq!((failures(asker, "deadline"), failures(asker, "connection")), (1.0, 0.0));
+    assert_eq!(asker.metric("skerry_peer_up{peer=\"n1\""), 0.0, "other requests do not wait");
+    peer.signal(Signal::CONT);
+}
+
+#[test]
+fn a_peer_that_drains_answers_what_it_has_acknowledged() {
+    let gate = Gate::default();
+    let origin = held_origin(&gate);
+    let Some(AcknowledgedRequest { region, peer, target }) = AcknowledgedRequest::plan(&origin)
+    else {
+        return;
+    };
+    let asker = &region.nodes[0];
+    std::thread::scope(|scope| {
+        let _end = OpenAtEnd(&gate);
+        let client = scope.spawn(|| asker.get(&target));
+        origin.wait_for_requests(1);
+        // From now on it takes no further request on this connection.
+        peer.signal(Signal::TERM);
+        std::thread::park_timeout(PEER_DEADLINE * 5 / 2);
+        assert!(!client.is_finished(), "the peer was given up");
+        gate.open();
+        let answer = client.join().expect("an answer");
+        assert_eq!((answer.status, hop_of(&answer)), (200, 2), "{answer:?}");
+    });
+    assert_eq!((failures(asker, "deadline"), origin.request_count()), (0.0, 1));
+}
+
+/// A request at `n0` that its peer `n1` acknowledges, and for which it asks the origin.
+struct AcknowledgedRequest {
+    region: Region,
+    peer: Process,
+    target: String,
+}
+
+impl AcknowledgedRequest {
+    /// `None`: there is no redis-server.
+    fn plan(origin: &Origin) -> Option<Self> {
+        let peers = format!("deadline = \"{}ms\"\n", PEER_DEADLINE.as_millis());
+        let (region, mut processes) = Region::with_lasting_processes(&["here"; 2], origin, &peers)?;
+        let (target, _) = of_another(&region);
+        Some(Self { region, peer: processes.remove(0), target })
+    }
+}
+
+/// Requests at `n1` that failed for this reason.
+fn failures(asker: &Edge, reason: &str) -> f64 {
+    asker.metric(&format!("skerry_peer_failures_total{{peer=\"n1\",reason=\"{reason}\""))
+}
+
+/// `peers.deadline` where a test waits for it: a busy machine is no failure.
+const PEER_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Lets the origin answer, also when the test fails.
+struct OpenAtEnd<'a>(&'a Gate);
+
+impl Drop for OpenAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 /// Runs `n0` in this process and two nodes as others, in these regions, which it asks for responses. One of them is
 /// stopped and goes on, the other one is killed, while clients ask `n0`. `more`: of its configuration.
 pub fn clients_are_served_while_peers_fail(regions: &[&str; 3], more: &str) {
@@ -260,9 +352,7 @@ pub fn clients_are_served_while_peers_fail(regions: &[&str; 3], more: &str) {
     std::thread::scope(|scope| {
         let _end = SetAtEnd(&is_over);
         (0..4).for_each(|client| drop(scope.spawn(move || ask(client))));
-        let asked = |reason: &str| {
-            asker.metric(&format!("skerry_peer_failures_total{{peer=\"n1\",reason=\"{reason}\""))
-        };
+        let asked = |reason: &str| failures(asker, reason);
         after("clients are served", 50);
         let (before, stopped) = (asked("deadline"), Instant::now());
         owners[0].signal(Signal::STOP);

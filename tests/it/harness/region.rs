@@ -1,11 +1,13 @@
 //! Regions of nodes with a real Redis between them, in front of one origin.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::peer::FleetAuthority;
 use super::redis::RedisProcess;
-use super::{Answer, Edge, Gate, Origin, Process, exchange, until};
+use super::{Answer, Edge, Gate, LongLink, Origin, Process, exchange, until};
 
 /// An origin with a fresh response for each target, which it holds back until the gate opens.
 pub fn held_origin(gate: &Gate) -> Origin {
@@ -20,6 +22,10 @@ pub struct Region {
     pub nodes: Vec<Edge>,
     pub authority: FleetAuthority,
     redis: RedisProcess,
+    /// The way of all nodes but the first to Redis, if it is long.
+    link: Option<LongLink>,
+    /// `bus.heartbeat` of all nodes. One that misses three is out.
+    heartbeat: &'static str,
     _folder: TempDir,
 }
 
@@ -40,16 +46,33 @@ impl Region {
         Self::start_with(regions, origin, "", more)
     }
 
+    /// As [`Region::with_peers`]. A byte takes `delay` from Redis to each node but the first, or back.
+    pub fn far_from_redis(
+        count: usize,
+        delay: Duration,
+        origin: &Origin,
+        peers: &str,
+    ) -> Option<Self> {
+        let mut region = Self::empty(count)?;
+        region.link = Some(LongLink::to(region.redis.port, delay));
+        region.start_nodes(&vec!["here"; count], origin, peers, "");
+        Some(region)
+    }
+
     fn start_with(regions: &[&str], origin: &Origin, peers: &str, more: &str) -> Option<Self> {
         let mut region = Self::empty(regions.len())?;
+        region.start_nodes(regions, origin, peers, more);
+        Some(region)
+    }
+
+    fn start_nodes(&mut self, regions: &[&str], origin: &Origin, peers: &str, more: &str) {
         for (number, place) in regions.iter().enumerate() {
             let name = format!("n{number}");
             let peers = format!("deadline = \"10s\"\n{peers}");
-            let text = region.text((&name, place), origin, &peers, more);
-            region.nodes.push(Edge::named(&name, &text));
+            let text = self.text((&name, place), origin, &peers, more);
+            self.nodes.push(Edge::named(&name, &text));
         }
-        region.wait_until_met(regions.len());
-        Some(region)
+        self.wait_until_met(regions.len());
     }
 
     /// Starts a node in each of these regions, which may repeat: `n0` in this process, and the others as child
@@ -59,16 +82,37 @@ impl Region {
         origin: &Origin,
         more: &str,
     ) -> Option<(Self, Vec<Process>)> {
-        let mut region = Self::empty(regions.len())?;
-        region.nodes.push(Edge::named("n0", &region.text(("n0", regions[0]), origin, "", more)));
+        let region = Self::empty(regions.len())?;
+        Some(region.start_processes(regions, origin, "", more))
+    }
+
+    /// As [`Region::with_processes_in`], with these lines in `[peers]`. A node that is stopped stays in the table for six
+    /// seconds.
+    pub fn with_lasting_processes(
+        regions: &[&str],
+        origin: &Origin,
+        peers: &str,
+    ) -> Option<(Self, Vec<Process>)> {
+        let region = Self { heartbeat: "2s", ..Self::empty(regions.len())? };
+        Some(region.start_processes(regions, origin, peers, ""))
+    }
+
+    fn start_processes(
+        mut self,
+        regions: &[&str],
+        origin: &Origin,
+        peers: &str,
+        more: &str,
+    ) -> (Self, Vec<Process>) {
+        self.nodes.push(Edge::named("n0", &self.text(("n0", regions[0]), origin, peers, more)));
         let start = |(number, place): (usize, &&str)| {
             let name = format!("n{number}");
-            let text = region.text((&name, place), origin, "", more);
+            let text = self.text((&name, place), origin, peers, more);
             Process::start_as(&name, &format!("{text}[log]\naccess = \"off\"\n"))
         };
         let processes = regions.iter().enumerate().skip(1).map(start).collect();
-        region.wait_until_met(regions.len());
-        Some((region, processes))
+        self.wait_until_met(regions.len());
+        (self, processes)
     }
 
     /// Asks all nodes at once for `count` targets, each `times` times, and checks that the origin (see [`held_origin`]) is
@@ -103,7 +147,14 @@ impl Region {
         let authority = FleetAuthority::new();
         let names: Vec<String> = (0..count).map(|number| format!("n{number}")).collect();
         authority.issue(&names.iter().map(String::as_str).collect::<Vec<_>>(), 0);
-        Some(Self { nodes: Vec::new(), authority, redis, _folder: folder })
+        Some(Self {
+            nodes: Vec::new(),
+            authority,
+            redis,
+            link: None,
+            heartbeat: "200ms",
+            _folder: folder,
+        })
     }
 
     /// The configuration of a node with this name in this region.
@@ -114,12 +165,15 @@ impl Region {
         peers: &str,
         more: &str,
     ) -> String {
+        let link = self.link.as_ref().filter(|_| name != "n0");
+        let redis_port = link.map_or(self.redis.port, |link| link.port);
         format!(
             "[node]\nregion = {place:?}\n{}{peers}\
-             [bus]\nredis = \"redis://127.0.0.1:{}\"\nheartbeat = \"200ms\"\n\
+             [bus]\nredis = \"redis://127.0.0.1:{}\"\nheartbeat = \"{}\"\n\
              [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{more}",
             self.authority.section(name),
-            self.redis.port,
+            redis_port,
+            self.heartbeat,
             origin.url()
         )
     }
