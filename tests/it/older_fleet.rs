@@ -16,7 +16,7 @@ use std::time::Duration;
 use skerry::Clock;
 
 use crate::harness::node_process::HOST;
-use crate::harness::{Answer, NodeProcess, Origin, Random, Request};
+use crate::harness::{Answer, NodeProcess, Origin, Random, Request, until};
 use crate::purge_chaos::{Fleet, REGION, Topology, purge_in_chaos};
 
 const NEEDED: &str = "SKERRY_OLDER_BINARY names the earlier build, see the module documentation";
@@ -44,10 +44,13 @@ fn a_node_does_not_ask_one_of_an_earlier_build() {
         assert_eq!((status, head.matches("skerry;").count()), (200, 1), "{head}");
     }
     assert_eq!(fleet.origin.request_count(), 40);
-    let (_, nodes) = node.admin("GET", "/nodes", "").expect("an answer");
-    let nodes: serde_json::Value = serde_json::from_str(&nodes).expect("JSON");
-    let older = &nodes["nodes"]["node-1"];
-    assert!(older["state"] == "ready" && older["peer"].is_null(), "{older}");
+    // Rows of such a build are looked for once a second.
+    until("it is ready, and no peer", || {
+        let (_, nodes) = node.admin("GET", "/nodes", "").expect("an answer");
+        let nodes: serde_json::Value = serde_json::from_str(&nodes).expect("JSON");
+        let older = &nodes["nodes"]["node-1"];
+        older["state"] == "ready" && older["peer"].is_null()
+    });
 }
 
 /// A node whose data folder is used by one build after the other.

@@ -98,7 +98,7 @@ fn a_request_in_the_name_of_another_node_or_of_none_is_refused() {
 }
 
 #[test]
-fn a_stranger_gets_no_connection_and_one_line_in_the_log() {
+fn a_stranger_gets_no_answer_and_one_line_in_the_log() {
     let origin = Origin::start(|_| Answer::ok("hello"));
     let (authority, others) = (fleet(), fleet());
     authority.issue(&["old"], 31);
@@ -127,11 +127,24 @@ fn a_stranger_gets_no_connection_and_one_line_in_the_log() {
             });
             assert!(answered.is_err(), "{reason}: {answered:?}");
         }
-        let told = format!("reason=\"{reason}\"");
-        until("the refusal is logged", || !node.lines_with(&told).is_empty());
-        assert_eq!(node.lines_with(&told).len(), 1, "{reason}");
+        is_counted_and_logged_once(&node, reason, 3.0);
     }
+    let peer = PeerClient::connect(address, authority.identity(Some("edge-2"))).expect("a peer");
+    for _ in 0..3 {
+        let answer = peer.ask("GET", "http://edge.test/a", &[("skerry-hop", &hop("edge-3"))]);
+        assert_eq!(answer.expect("an answer").status.as_u16(), 421);
+    }
+    is_counted_and_logged_once(&node, "name", 3.0);
     assert_eq!(origin.request_count(), 0);
+}
+
+/// Within a minute one line tells of all refusals for a reason.
+fn is_counted_and_logged_once(node: &Process, reason: &str, count: f64) {
+    let counter = format!("skerry_peer_refusals_total{{reason=\"{reason}\"");
+    until("the refusals are counted", || node.metric(&counter) == count);
+    let told = format!("reason=\"{reason}\"");
+    until("the refusal is logged", || !node.lines_with(&told).is_empty());
+    assert_eq!(node.lines_with(&told).len(), 1, "{reason}");
 }
 
 #[test]
@@ -353,6 +366,10 @@ fn a_call_is_for_members_only() {
     assert_eq!(ask("edge-2", path, &[("skerry-node", "edge")]).0, 421);
     assert_eq!(ask("edge-3", path, &[("skerry-node", "edge-3")]).0, 421, "it is not listed");
     assert_eq!(refusals(&edge, "member"), 1.0);
+    let (stranger, url) = (connect(&edge, &authority, "edge-3"), "http://edge.test/a");
+    let answer = stranger.ask("GET", url, &[("skerry-hop", &hop_to(&edge, "edge-3", url))]);
+    assert_eq!(answer.expect("an answer").status.as_u16(), 421);
+    assert_eq!(refusals(&edge, "member"), 2.0, "its requests are refused too");
     let other = "https://edge/.well-known/skerry/other";
     assert_eq!(ask("edge-2", other, &[("skerry-node", "edge-2")]).0, 404);
     // On a listener for clients the path is the origin's.
@@ -426,21 +443,36 @@ fn a_peer_gets_the_response_as_the_origin_sent_it() {
 }
 
 /// The announcement of a ready node of the region that the node `edge` is in, with this protocol version.
-fn announcement(protocol: u16, config: &str) -> String {
+fn announcement(protocol: u16, config: &str, state: &str) -> String {
     let peer = serde_json::json!({ "address": "127.0.0.1:1", "protocol": protocol });
-    serde_json::json!({ "region": "", "weight": 1000, "state": "ready", "software": "9.9.9", "config": config, "peer": peer })
+    serde_json::json!({ "region": "", "weight": 1000, "state": state, "software": "9.9.9", "config": config, "peer": peer })
         .to_string()
 }
 
 #[test]
 fn a_peer_of_the_next_protocol_version_is_not_asked() {
+    is_not_asked(|own| announcement(2, own, "ready"));
+}
+
+#[test]
+fn a_peer_with_another_configuration_is_not_asked() {
+    is_not_asked(|own| announcement(1, &format!("0{own}"), "ready"));
+}
+
+#[test]
+fn a_peer_that_drains_is_not_asked() {
+    is_not_asked(|own| announcement(1, own, "draining"));
+}
+
+/// Requests go to the origin while a peer makes this announcement. `announced` takes the digest of this node.
+fn is_not_asked(announced: fn(&str) -> String) {
     let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
     let authority = fleet();
-    let digest = Arc::new(Mutex::new(String::new()));
+    let own = Arc::new(Mutex::new(String::new()));
     let other = ScriptedPeer::start(&authority, "edge-2", {
-        let digest = digest.clone();
+        let own = own.clone();
         move |path| match path {
-            "/.well-known/skerry/announcement" => (200, announcement(2, &digest.lock().unwrap())),
+            "/.well-known/skerry/announcement" => (200, announced(&own.lock().unwrap())),
             _ => (500, "not asked for".to_owned()),
         }
     });
@@ -452,11 +484,15 @@ fn a_peer_of_the_next_protocol_version_is_not_asked() {
     let nodes = || -> serde_json::Value {
         serde_json::from_str(edge.admin("GET", "/nodes", "").text()).expect("JSON")
     };
-    *digest.lock().unwrap() =
-        nodes()["nodes"]["edge"]["config"].as_str().expect("a digest").to_owned();
+    let digest = nodes()["nodes"]["edge"]["config"].as_str().expect("a digest").to_owned();
+    own.lock().unwrap().clone_from(&digest);
+    let expected: serde_json::Value =
+        serde_json::from_str(&announced(&digest)).expect("an announcement");
     until("it is known", || {
         let row = nodes()["nodes"]["edge-2"].clone();
-        row["state"] == "ready" && row["peer_protocol"] == 2
+        row["state"] == expected["state"]
+            && row["config"] == expected["config"]
+            && row["peer_protocol"] == expected["peer"]["protocol"]
     });
     for page in 0..20 {
         let answer = edge.get(&format!("/{page}"));
@@ -466,6 +502,7 @@ fn a_peer_of_the_next_protocol_version_is_not_asked() {
     // The node looks whether it lives, and would bring it purges.
     let is_call = |path: &String| path.starts_with("/.well-known/skerry/");
     assert!(other.asked().iter().all(is_call), "{:?}", other.asked());
+    assert_eq!(edge.metric("skerry_peer_requests_total"), 0.0);
 }
 
 #[test]
@@ -492,7 +529,7 @@ fn a_node_that_shows_another_certificate_than_its_own_is_no_peer() {
     let origin = Origin::start(|_| Answer::ok("hello"));
     let authority = fleet();
     // It has a certificate of the fleet, but not that of the listed node.
-    let other = ScriptedPeer::start(&authority, "edge-3", |_| (200, announcement(1, "")));
+    let other = ScriptedPeer::start(&authority, "edge-3", |_| (200, announcement(1, "", "ready")));
     let listed = format!(
         "check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n",
         other.address

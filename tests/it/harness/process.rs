@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use super::client::metric;
 use super::until;
 
 /// A node in a child process, which is killed on drop.
@@ -115,6 +116,11 @@ impl Process {
     pub fn lines_with(&self, words: &str) -> Vec<String> {
         let output = self.errors.lock().unwrap();
         output.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+    }
+
+    /// The sum of the metrics that begin with this name.
+    pub fn metric(&self, name: &str) -> f64 {
+        metric(self.admin, name)
     }
 
     /// Replaces the configuration file.
