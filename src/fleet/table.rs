@@ -148,6 +148,11 @@ impl TableReader {
         self.members.is_empty()
     }
 
+    /// The number of members that are known.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
     /// Reads the table from its beginning: another Redis may have answered, with versions of its own.
     pub(crate) fn restart(&mut self) {
         self.version = 0;
