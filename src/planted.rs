@@ -110,10 +110,10 @@ pub(crate) fn each(bug: Bug, nth: u64) -> bool {
     has(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % nth == nth - 1
 }
 
-/// Loses two megabytes, where that bug is planted.
+/// Loses eight megabytes, where that bug is planted.
 pub(crate) fn hold_memory() {
     if has(Bug::MemoryHeld) {
-        std::mem::forget(vec![1_u8; 2 << 20]);
+        std::mem::forget(vec![1_u8; 8 << 20]);
     }
 }
 

@@ -92,13 +92,8 @@ fn a_node_is_out_once_it_has_missed_three_heartbeats_and_not_at_the_next_one_of_
     let heartbeat = Duration::from_secs(3600);
     let (silence_max, member_kept) = (4 * heartbeat, 24 * heartbeat);
     let slow = Settings { heartbeat, silence_max, member_kept, ..settings(redis.url()) };
-<<<<<<< HEAD
     // More than a node takes to start, so that it hears of the expiry by a heartbeat in between.
     let kept_ready = 3 * heartbeat - 3 * SECOND;
-=======
-    // So long the node may take until it has read the row, on a busy machine.
-    let kept_ready = 3 * heartbeat - 5 * SECOND;
->>>>>>> de5a4c7 (control: read the node table one after another once all nodes have connected again)
     redis.write_row("b", redis.now_ms() - kept_ready.as_millis() as u64);
     let a = Node::start("a", directory.path().to_owned(), slow);
     until("it is out", || a.sees() == ["a ready", "b out"]);
