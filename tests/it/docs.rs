@@ -13,6 +13,8 @@ fn the_page_of_reasons_is_the_closed_list() {
         "# Cache-Status and its reasons\n\n\
          Every response of a site has a `Cache-Status` field (RFC 9211) that says what the cache did. Its `detail` is one of the reasons\n\
          below; the access log (`reason`), the metric `skerry_cache_requests_total` and `skerry explain` use the same reasons.\n\n\
+         Each node that a request has passed adds a member to the field, the one nearest to the origin first. A node that passes on what the [owner](../concepts/region.md)\n\
+         has stored, and stores nothing itself, gives no `ttl`: that of the owner's member holds.\n\n\
          A response that the node generates without the cache and without an origin has neither `hit` nor `fwd`, because `fwd` is for\n\
          forwarded requests (RFC 9211 §2.2): `skerry; detail=denied`. The field `cache` of the access log is then `none`.\n\n\
          | reason | `fwd` | meaning |\n| --- | --- | --- |\n",
