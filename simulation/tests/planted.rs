@@ -1,5 +1,5 @@
 //! Runs the real `skerry` with one planted bug at a time. The checker of the broken promise must report it. Each scenario
-//! runs without a bug first: then no checker may report anything. Six to seven minutes.
+//! without faults runs without a bug first: then no checker may report anything. Six to seven minutes.
 //!
 //! ```sh
 //! cargo build --features planted-bugs --target-dir target/planted
@@ -132,7 +132,8 @@ async fn each_bug_planted_in_skerry_is_found_by_its_checker() {
         ("dead-nodes-answered", "live answers"),
     ] {
         let scenario = scenario_for(bug);
-        if !run_clean.contains(&scenario) {
+        // A fault of the scenario may cost client errors.
+        if scenario.fault.is_empty() && !run_clean.contains(&scenario) {
             run_clean.push(scenario.clone());
             let found = broken(&run_with("", scenario.clone()).await);
             if !found.is_empty() {

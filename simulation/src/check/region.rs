@@ -69,7 +69,8 @@ impl RegionFills {
     fn count_repeated(&mut self, context: CheckContext, before: &Fetch, fetch: &Fetch) {
         let name = |fetch: &Fetch| fetch.node.map_or("", |node| &context.nodes[node]);
         let path = context.catalog.get(fetch.object).path();
-        let ms = (fetch.began - before.began) / 1000;
+        // Two nodes may have asked at the same moment: the later one is the first in the list then.
+        let ms = fetch.began.saturating_sub(before.began) / 1000;
         let (again, first) = (name(fetch), name(before));
         let what = format!("{again} requested {path} {ms} ms after {first} had done so");
         self.repeated.push((fetch.began, what));
