@@ -31,17 +31,8 @@ ranges = 0
 mix = { static = 37, page = 35, large = 8, slow = 10, private = 10, dynamic = 0, world = 0 }
 ";
 
-<<<<<<< HEAD
-async fn run_with(bug: &str) -> RunRecord {
-    // SAFETY: this binary has one test, which sets the variable while no other thread reads it.
-    #[expect(unsafe_code, reason = "the node in this process reads the variable")]
-    unsafe {
-        std::env::set_var("SKERRY_PLANTED_BUG", bug);
-    }
-=======
 /// Load and fleet that show this bug.
 fn scenario_for(bug: &str) -> Scenario {
->>>>>>> 7603c83 (simulation: run each scenario of the planted bugs without a bug first; bound each run)
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");
     // Purges only where the bug concerns them: they would remove stale responses otherwise.
     scenario.purges.per_s = match bug {
@@ -81,7 +72,10 @@ fn scenario_for(bug: &str) -> Scenario {
 /// Runs a scenario with this bug. Empty: none.
 async fn run_with(bug: &str, scenario: Scenario) -> RunRecord {
     // SAFETY: this binary has one test, which sets the variable while no other thread reads it.
-    unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
+    #[expect(unsafe_code, reason = "the node in this process reads the variable")]
+    unsafe {
+        std::env::set_var("SKERRY_PLANTED_BUG", bug);
+    }
     let order = RunOptions {
         name: if bug.is_empty() { "no bug" } else { bug }.to_owned(),
         duration_s: scenario.duration_s,

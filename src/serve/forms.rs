@@ -269,6 +269,6 @@ pub(super) fn form_response(source: &StoredResponse, form: Form) -> StoredRespon
     }
 }
 
-/// Memory learns by lookups which forms are used: one of so many hits looks its form up, the others use the one that the last
+/// Memory learns by lookups which forms are used: one of so many hits looks its form up, the others use the one that an earlier
 /// lookup found.
 const HITS_PER_FORM_LOOKUP: u64 = 4;

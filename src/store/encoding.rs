@@ -34,9 +34,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 
 use super::form_marks::FormMarks;
+use super::next_form::NextForm;
 use super::piece::Piece;
 use super::record::{ObjectId, Record, StoredHead, disk_state};
-use super::used_form::UsedForm;
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{
     Coding, Form, Freshness, KeyHash, PurgeSequence, SiteName, SourceEntry, StoredResponse,
@@ -238,7 +238,7 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::WRITTEN),
         form_marks,
-        used_form: UsedForm::default(),
+        next_form: NextForm::default(),
         coding_note: AtomicU8::new(0),
     })
 }

@@ -26,10 +26,10 @@ impl FormMarks {
         Self(AtomicU16::new((coding as u16) << CODING_SHIFT))
     }
 
-    /// Whether this record, which is a form, has the coding. Its [`Form`] is elsewhere in memory.
+    /// The [`Form::index`] of this record, which is a form. Its [`Form`] is elsewhere in memory.
     #[inline]
-    pub(super) fn is_of_coding(&self, coding: Option<Coding>) -> bool {
-        usize::from(self.0.load(Ordering::Relaxed) >> CODING_SHIFT) == Form::index(coding)
+    pub(super) fn coding_index(&self) -> usize {
+        usize::from(self.0.load(Ordering::Relaxed) >> CODING_SHIFT)
     }
 
     /// Whether [`FormMarks::set_uncoded`] was called.

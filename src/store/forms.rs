@@ -111,7 +111,7 @@ impl Store {
             return Some(StoredForm::Outdated(form));
         }
         self.link_again(source, &form);
-        source.used_form.note(&form);
+        source.next_form.add(&form);
         Some(StoredForm::Current(form))
     }
 }

@@ -25,6 +25,7 @@ mod layout; // the files of a directory
 mod linked_forms; // forms that are used without their sources
 mod loads; // reads from disk in progress
 mod newest_objects; // detects parts of an outdated object
+mod next_form; // the forms that hits find without a lookup
 mod open; // locks, tasks and gauges of a store
 mod partial; // objects that are stored in parts
 mod piece; // the values of the tiers
@@ -38,7 +39,6 @@ mod space; // checks that the disk cache fits its file systems
 mod stat;
 mod tag_marks; // which tags stored responses have had
 mod tiers; // memory above the disks
-mod used_form; // the form that hits use
 mod write; // writes complete objects
 
 use std::ops::Range;
@@ -60,11 +60,11 @@ pub(crate) use self::write::{ObjectWriter, WriteError};
 
 use self::form_marks::FormMarks;
 use self::newest_objects::NewestObjects;
+use self::next_form::NextForm;
 use self::piece::Piece;
 use self::piece_key::{ObjectIds, PieceKey};
 use self::record::disk_state;
 use self::tiers::Tiers;
-use self::used_form::UsedForm;
 use crate::cache::{KeyHash, PurgeKind, StoredResponse, VaryList};
 use crate::planted::{self, Bug};
 use crate::purge::{Checkpoint, Purges};
@@ -326,7 +326,7 @@ impl Store {
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
             disk_state: AtomicU8::new(disk_state),
             form_marks,
-            used_form: UsedForm::default(),
+            next_form: NextForm::default(),
             coding_note: AtomicU8::new(0),
         }
     }

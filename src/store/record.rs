@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 
 use super::form_marks::FormMarks;
+use super::next_form::NextForm;
 pub(crate) use super::piece_key::ObjectId;
-use super::used_form::UsedForm;
-use crate::cache::{Coding, KeyHash, StoredResponse, VaryList};
+use crate::cache::{Coding, Form, KeyHash, StoredResponse, VaryList};
 use crate::fields::Known;
 use crate::purge::Checkpoint;
 
@@ -35,7 +35,7 @@ impl Record {
 }
 
 /// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state`,
-/// `form_marks`, `used_form` and `coding_note`.
+/// `form_marks`, `next_form` and `coding_note`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
     /// What the caching rules read.
@@ -53,8 +53,8 @@ pub(crate) struct StoredHead {
     pub(super) disk_state: AtomicU8,
     /// The facts about its forms.
     pub(super) form_marks: FormMarks,
-    /// The form that its hits use.
-    pub(super) used_form: UsedForm,
+    /// A form of this response, or the next form of the same response.
+    pub(super) next_form: NextForm,
     /// See [`StoredHead::coding_note`].
     pub(super) coding_note: AtomicU8,
 }
@@ -152,7 +152,7 @@ impl StoredHead {
             checkpoint: Checkpoint::distrusted(),
             disk_state: AtomicU8::new(disk_state::WRITTEN),
             form_marks: FormMarks::of(&self.response),
-            used_form: UsedForm::default(),
+            next_form: NextForm::default(),
             coding_note: AtomicU8::new(0),
         }
     }
@@ -174,7 +174,12 @@ impl StoredHead {
     /// tier does not learn that it is used.
     #[inline]
     pub(crate) fn used_form(&self, coding: Option<Coding>) -> Option<Arc<Self>> {
-        self.used_form.get().filter(|form| form.form_marks.is_of_coding(coding))
+        let wanted = Form::index(coding);
+        let mut form = self.next_form.get()?;
+        while form.form_marks.coding_index() < wanted {
+            form = form.next_form.get()?;
+        }
+        (form.form_marks.coding_index() == wanted).then_some(form)
     }
 
     /// Whether a form with this coding may exist. `false`: [`StoredHead::expect_form`] was told that none does.

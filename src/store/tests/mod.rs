@@ -67,7 +67,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> StoredH
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
         form_marks: FormMarks::default(),
-        used_form: UsedForm::default(),
+        next_form: NextForm::default(),
         coding_note: AtomicU8::new(0),
     }
 }
