@@ -17,40 +17,24 @@
 //! never fails: [`respond::ErrorReply`] turns an error into a reply.
 
 mod added_fields;
-mod affinity;
 mod answer;
-mod answering;
-mod asking;
-mod cookies;
-mod copies;
 mod detach_on_drop;
-mod distance;
 mod errors;
 mod exchange;
 mod explain;
 mod fetching;
-mod form_lookup;
 mod forms;
 mod geo_redirect;
-mod hop_body;
-mod hot_forms;
 mod internal_requests;
-mod limited_body;
 mod lookup;
 mod max_forwards;
 mod mirror;
 mod outcome;
-mod owner_form;
 mod pass;
-mod patience;
-mod peer_calls;
-mod peer_requests;
 mod popular;
 mod purging;
 mod ranges;
-mod recoding;
 mod region;
-mod relay;
 mod repaired_body;
 mod request_content;
 mod routing;
@@ -87,17 +71,17 @@ use crate::upgrade::OnUpgrade;
 use crate::upstream::StickyToken;
 
 pub(crate) use explain::Explainer;
-pub(crate) use hot_forms::{HotFormSettings, HotForms};
+pub(crate) use forms::hot_forms::{HotFormSettings, HotForms};
 pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
-pub(crate) use patience::DEADLINES_MAX;
-pub(crate) use peer_calls::PeerCall;
 pub(crate) use popular::Popular;
 pub(crate) use purging::PurgeByMethod;
+pub(crate) use region::patience::DEADLINES_MAX;
+pub(crate) use region::peer_calls::PeerCall;
 pub(crate) use region::{PeerCounts, PeerLink, Region, SharedRegion};
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
-use form_lookup::WantedForms;
+use forms::form_lookup::WantedForms;
 use lookup::{CacheQuery, LookupResult, Search};
 use outcome::{AnswerFuture, Answered, Encoded, PathError, facts_of};
 use routing::route;
@@ -178,10 +162,10 @@ pub(crate) fn serve(
     connection: Rc<Connection>,
     request: Request<Body>,
 ) -> Serving {
-    if peer_calls::is_call(&connection, request.uri()) {
+    if region::peer_calls::is_call(&connection, request.uri()) {
         let (calls, nodes) = (worker.peer_calls.clone(), worker.nodes.borrow().clone());
         let recorder = worker.recorder.clone();
-        let answer = peer_calls::answer(calls, nodes, recorder, connection, request);
+        let answer = region::peer_calls::answer(calls, nodes, recorder, connection, request);
         return Serving::Waiting(Box::pin(answer), Arc::default());
     }
     worker.recorder.count(Metric::Requests);
@@ -312,7 +296,7 @@ fn admit(
     if plan.gate.is_debug(headers) {
         context.timing = Some(Box::default());
     }
-    let hop = peer_requests::take_hop(&worker.nodes, &worker.recorder, context, headers)?;
+    let hop = region::peer_requests::take_hop(&worker.nodes, &worker.recorder, context, headers)?;
     if hop.is_some() {
         context.hop_purges = headers.get(&PURGES).cloned();
     }
@@ -322,7 +306,7 @@ fn admit(
             errors::refused_with_cause(refusal, cause, &worker.recorder)
         })?;
     if let Some(hop) = hop {
-        peer_requests::believe(hop, context, &mut request);
+        region::peer_requests::believe(hop, context, &mut request);
     }
     context.client = request.client;
     context.place = worker.geo.locate(request.client);

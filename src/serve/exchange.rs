@@ -12,12 +12,12 @@ use tokio::sync::oneshot;
 
 use super::Visit;
 use super::added_fields::{Sender, SentRequest};
-use super::asking::{AfterHop, Asker, HopPlan, Received};
-use super::hop_body::SendToNextHop;
 use super::lookup::CODINGS;
 use super::outcome::upstream_facts;
 use super::ranges::FirstRange;
 use super::region::OwnLoad;
+use super::region::asking::{AfterHop, Asker, HopPlan, Received};
+use super::region::hop_body::SendToNextHop;
 use super::worker::Worker;
 use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;

@@ -10,12 +10,12 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::answer;
-use super::cookies::remove_cookie;
-use super::form_lookup::WantedForms;
+use super::forms::form_lookup::WantedForms;
 use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::region::{NextHop, PeerLink, SharedRegion, ShieldNodes};
 use super::routing::{no_site, route};
+use super::visitors::cookies::remove_cookie;
 use super::worker::Plan;
 use crate::cache::{
     self, CacheKey, Decision, PurgeKind, PurgeTarget, Reason, RequestDirectives, StoredResponse,

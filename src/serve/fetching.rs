@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, add_unshared, remove_zero_age};
-use super::asking::{HopContent, Route};
 use super::detach_on_drop::DetachOnDrop;
 use super::exchange::{ExchangeOutcome, Job, OriginRequest, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{AnswerFuture, Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
-use super::relay::RelayOutcome;
+use super::region::asking::{HopContent, Route};
+use super::region::relay::RelayOutcome;
 use super::{NextStage, Payload, Visit, errors};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;

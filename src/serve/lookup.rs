@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use geo::Place;
 use http::{HeaderMap, Method};
 
-use super::form_lookup::WantedForms;
+use super::forms::form_lookup::WantedForms;
 use super::routing::url_parts;
 use crate::cache::range::RangeLimits;
 use crate::cache::vary::Candidate;

@@ -30,11 +30,11 @@ use http_body_util::BodyExt;
 
 use super::Visit;
 use super::answer::{Source, remove_zero_age};
-use super::asking::Received;
 use super::exchange::Job;
 use super::lookup::LookupResult;
 use super::outcome::{Answered, PathError, facts_of};
 use super::pass::IDENTITY;
+use super::region::asking::Received;
 use crate::body::Body;
 use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
 use crate::cache::{CacheKey, CacheStatus, Reason, StoredResponse};

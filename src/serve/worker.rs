@@ -13,11 +13,11 @@ use http::HeaderMap;
 
 use tokio::sync::{mpsc, watch};
 
-use super::hot_forms::HotForms;
-use super::peer_calls::PeerCall;
+use super::forms::hot_forms::HotForms;
 use super::popular::Popular;
 use super::purging::PurgeByMethod;
 use super::region::SharedRegion;
+use super::region::peer_calls::PeerCall;
 use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::context::RequestId;

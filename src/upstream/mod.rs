@@ -8,66 +8,37 @@
 //! Other rooms decide which requests are forwarded, and what is stored of the responses.
 //! RFC 9110 §7, RFC 9112, RFC 9113.
 
-mod attempt;
-mod balance;
 mod choice;
-mod closing_time;
-mod connect;
-mod core;
-mod deadline;
+mod connection;
 mod discovery;
 mod error;
 mod exchange;
-mod fields;
-mod first_byte;
-mod gate;
 mod health;
-mod hold;
-mod http1;
-mod http2;
-mod in_flight;
-mod io;
 mod load;
-mod members;
-mod order;
-mod origin_report;
-mod overrides;
-mod patience;
-mod percentiles;
-mod places;
 mod pool;
-mod pool_state;
-mod pools;
-mod proxy_header;
-mod queue;
-mod records;
-mod request_body;
 mod resolve;
-mod response_body;
-mod resume;
-mod roster;
 mod send;
 mod settings;
 mod sign;
-mod sticky;
-mod tls;
-mod tunnel;
 mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
+pub(crate) use choice::sticky::{StickyToken, sticky_key_mistake};
+pub(crate) use connection::proxy_header::ProxiedClient;
+pub(crate) use connection::tls::file_mistakes;
+pub(crate) use connection::tunnel::tunnel;
 pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Acknowledgement, Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, GRPC_SERVICE_BYTES_MAX, HealthClass, Why};
-pub(crate) use origin_report::{OriginReport, SourceReport};
-pub(crate) use overrides::{
+pub(crate) use pool::Pool;
+pub(crate) use pool::origin_report::{OriginReport, SourceReport};
+pub(crate) use pool::overrides::{
     Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides,
 };
-pub(crate) use pool::Pool;
-pub(crate) use pools::{MemberChanges, Pools};
-pub(crate) use proxy_header::ProxiedClient;
+pub(crate) use pool::pools::{MemberChanges, Pools};
+pub(crate) use pool::roster::SavedAnswer;
 pub(crate) use resolve::Resolver;
-pub(crate) use roster::SavedAnswer;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
     Health, Hedge, HedgeAfter, HostHeader, HttpCheck, KeepAlive, MemberDefaults, MemberSource,
@@ -75,9 +46,6 @@ pub(crate) use settings::{
     Retry, RetryOn, SOCKET_PATH_BYTES_MAX, Scheme, Settings, SourceKind, StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
-pub(crate) use sticky::{StickyToken, sticky_key_mistake};
-pub(crate) use tls::file_mistakes;
-pub(crate) use tunnel::tunnel;
 pub(crate) use upstreams::{Upstream, Upstreams};
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use http::Request;
 
-use super::core::Core;
-use super::deadline::Timers;
+use super::connection::core::Core;
+use super::connection::http2::Http2;
 use super::error::{FetchError, Tried, Unanswered};
+use super::exchange::deadline::Timers;
 use super::exchange::{Intent, UpstreamResponse};
-use super::http2::Http2;
 use super::pool::Pool;
 use super::resolve::Resolver;
 use super::send::{KeptBody, Outgoing};

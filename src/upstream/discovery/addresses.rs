@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::records::{AddressRecord, LookupError, Records};
 use super::super::resolve::Resolver;
+use super::super::resolve::records::{AddressRecord, LookupError, Records};
 use super::super::settings::Origin;
 use super::reply::{SourceFailure, SourceReply};
 use super::srv::{INTERVAL_MIN, failure_of};

@@ -15,10 +15,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::super::connect::{Target, dial};
-use super::super::io::Stream;
-use super::super::members::Member;
+use super::super::connection::connect::{Target, dial};
+use super::super::connection::io::Stream;
 use super::super::pool::Pool;
+use super::super::pool::members::Member;
 use super::super::resolve::Resolver;
 use super::super::settings::{HostHeader, MemberDefaults, Origin, PoolError};
 use super::document::{DOCUMENT_BYTES_MAX, parse};

@@ -29,9 +29,9 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::pool::Pool;
-use super::pools::Pools;
+use super::pool::pools::Pools;
+use super::pool::roster::SourceRecord;
 use super::resolve::Resolver;
-use super::roster::SourceRecord;
 use super::settings::{MemberSource, Origin};
 use crate::metrics::Recorder;
 use publish::publish;

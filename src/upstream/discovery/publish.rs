@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::super::health::{Event, record};
-use super::super::members::{Member, Members};
+use super::super::pool::members::{Member, Members};
+use super::super::pool::roster::Roster;
 use super::super::pool::{MemberSwap, Pool};
-use super::super::roster::Roster;
 use super::super::settings::{MemberSource, PoolError, PoolSettings};
 use super::reply::{SourceFailure, SourceNews};
 use crate::labels::{DiscoveryOutcome, LeftOut, MemberChange};

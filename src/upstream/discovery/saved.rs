@@ -2,7 +2,7 @@
 //! starts has the origins of before.
 
 use super::super::pool::Pool;
-use super::super::roster::SavedAnswer;
+use super::super::pool::roster::SavedAnswer;
 
 impl Pool {
     /// The last good answer of each source that has given one.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::records::{LookupError, SrvRecord};
 use super::super::resolve::Resolver;
+use super::super::resolve::records::{LookupError, SrvRecord};
 use super::super::settings::{MemberDefaults, Origin, Scheme};
 use super::reply::{SourceFailure, SourceReply};
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 
-use super::super::members::Member;
+use super::super::pool::members::Member;
 use super::check::USER_AGENT_VALUE;
 use crate::fields::is_grpc;
 

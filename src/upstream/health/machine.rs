@@ -20,7 +20,7 @@
 
 use std::time::Duration;
 
-use super::super::overrides::Administrative;
+use super::super::pool::overrides::Administrative;
 use super::super::settings::{Check, Health};
 use super::view::{HealthClass, NEVER_MS, View};
 use crate::clock::whole_ms;

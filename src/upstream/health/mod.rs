@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::deadline::monotonic_ms;
-use super::overrides::Administrative;
+use super::exchange::deadline::monotonic_ms;
+use super::pool::overrides::Administrative;
 use super::settings::PoolSettings;
 use crate::random::random_u64;
 

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use super::super::deadline::monotonic_ms;
-use super::super::members::Member;
+use super::super::exchange::deadline::monotonic_ms;
 use super::super::pool::Pool;
+use super::super::pool::members::Member;
 use super::machine::{Event, Transition, Why};
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};

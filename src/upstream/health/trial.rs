@@ -5,9 +5,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::deadline::monotonic_ms;
-use super::super::members::{Member, Members};
+use super::super::exchange::deadline::monotonic_ms;
 use super::super::pool::Pool;
+use super::super::pool::members::{Member, Members};
 use super::machine::{Event, Outcome};
 use super::pool_health::after_failure;
 use super::record::record;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::super::choice::Chosen;
 use super::super::health::{Event, Outcome, Trial, record};
 use super::super::pool::Pool;
-use super::super::pool_state::{MemberState, PoolState};
+use super::super::pool::pool_state::{MemberState, PoolState};
 use crate::metrics::Recorder;
 
 /// A try that has begun.

@@ -3,7 +3,7 @@
 
 use super::super::choice::{Chosen, NoChoice};
 use super::super::error::{FetchError, OriginLimits, Unanswered};
-use super::super::places::Shortage;
+use super::super::load::places::Shortage;
 use super::super::settings::PoolSettings;
 use super::Outgoing;
 use crate::body::Body;

@@ -29,15 +29,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{Method, Request};
 
-use super::attempt::Attempt;
 use super::choice::{ChoiceInput, Chosen, NoChoice};
-use super::core::Core;
-use super::deadline::{Deadline, Limits};
+use super::connection::core::Core;
 use super::error::{FetchError, Tried, Unanswered};
+use super::exchange::attempt::Attempt;
+use super::exchange::deadline::{Deadline, Limits};
+use super::exchange::patience::{Pace, PaceRef};
 use super::exchange::{Intent, UpstreamResponse};
 use super::health::Outcome;
-use super::patience::{Pace, PaceRef};
-use super::pool_state::{MemberState, PoolState};
+use super::pool::pool_state::{MemberState, PoolState};
 use super::settings::Retry;
 use crate::body::{Body, BodySource};
 use crate::labels::{RetryReason, Unretried, Unsent};

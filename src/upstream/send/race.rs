@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::super::deadline::Deadline;
 use super::super::exchange::UpstreamResponse;
-use super::super::patience::Pace;
+use super::super::exchange::deadline::Deadline;
+use super::super::exchange::patience::Pace;
 use super::failed::Failed;
 
 /// How a try ends.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::super::hold::Reserved;
+use super::super::exchange::hold::Reserved;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 
 /// The record of a body; clones share it.
@@ -145,7 +145,7 @@ impl Drop for RecordedBody {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::hold::KeptBytes;
+    use super::super::super::exchange::hold::KeptBytes;
     use super::*;
     use crate::body::{next_frame, pieces};
 

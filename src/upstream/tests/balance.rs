@@ -4,9 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::super::balance::{Dice, Draw, Facts, pick, turns};
+use super::super::choice::balance::{Dice, Draw, Facts, pick, turns};
+use super::super::choice::order::Tiers;
 use super::super::load::PeakLatency;
-use super::super::order::Tiers;
 use super::super::settings::{Balance, Origin, Policy, PoolSettings};
 use crate::rendezvous::{hash, mix};
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::upstream::deadline::monotonic_ms;
+use crate::upstream::exchange::deadline::monotonic_ms;
 use crate::upstream::settings::Balance;
 
 /// Two origins, of which the second is asked only if the first is not up.

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::choice::ChoiceInput;
-use super::super::core::Core;
-use super::super::deadline::Timers;
+use super::super::connection::core::Core;
+use super::super::exchange::deadline::Timers;
 use super::*;
 use crate::clock::Clock;
 use crate::metrics::Metrics;

@@ -576,7 +576,7 @@ async fn a_reload_of_origins_alone_changes_the_members_of_the_same_pool() {
     changes.apply();
     changes.close_pools();
     assert!(Arc::ptr_eq(a.members().at(0), a_members.at(1)));
-    let removed = |members: &Arc<super::members::Members>| -> Vec<bool> {
+    let removed = |members: &Arc<super::pool::members::Members>| -> Vec<bool> {
         members.iter().map(|member| member.is_removed()).collect()
     };
     assert_eq!(removed(&a_members), [true, false]);
