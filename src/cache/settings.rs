@@ -97,7 +97,7 @@ pub(crate) enum QueryPolicy {
     /// All of them, as received.
     #[default]
     All,
-    /// None of them.
+    /// No parameter.
     None,
     /// These.
     Only(Vec<Box<str>>),

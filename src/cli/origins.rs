@@ -55,7 +55,7 @@ fn parse_weight(text: &str) -> Result<Weight, String> {
     }
 }
 
-/// Which origin, and how.
+/// The origin, and its new state.
 #[derive(Debug, Args)]
 struct StateArguments {
     /// The pool's name.

@@ -20,7 +20,7 @@ pub struct TokenArguments {
 /// permission and token.
 ///
 /// # Errors
-/// What was expected as permission.
+/// The forms of a permission.
 pub fn run(
     arguments: &TokenArguments,
     token_line: fn(&str, &str, &str) -> Result<String, &'static str>,

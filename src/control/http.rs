@@ -15,7 +15,7 @@ use serde_json::Value;
 pub(crate) struct Problem {
     /// Status of the response.
     pub status: StatusCode,
-    /// What is wrong, with the value and what was expected.
+    /// The mistake, with the value and the expected form.
     pub detail: String,
 }
 

@@ -19,7 +19,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::http::Problem;
 use crate::stamp::Stamp;
 
-/// What a caller may do.
+/// The permissions of a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
     /// Everything.
@@ -30,7 +30,7 @@ pub(crate) enum Permission {
     Purge(Vec<String>),
 }
 
-/// What is known of a caller from its connection.
+/// The facts about a caller that its connection tells.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// The caller's address.
@@ -46,7 +46,7 @@ pub(crate) struct Caller {
     pub name: String,
     /// The caller's address.
     pub address: SocketAddr,
-    /// What the caller may do.
+    /// The permission of the caller.
     pub permission: Permission,
 }
 
@@ -222,7 +222,7 @@ impl Caller {
 /// A line of the token file for a new secret.
 ///
 /// # Errors
-/// What was expected instead of the name or the permission.
+/// The expected form of the name or the permission.
 pub fn token_line(name: &str, permission: &str, secret: &str) -> Result<String, &'static str> {
     let hash = digest(&SHA256, secret.as_bytes());
     let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();

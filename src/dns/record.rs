@@ -288,7 +288,7 @@ fn quoted(text: &[u8]) -> String {
     format!("\"{}\"", bytes.collect::<String>())
 }
 
-/// What an entry must be.
+/// The form that an entry must have.
 const EXPECTED: &str = "expected a record such as \"www 300 A 192.0.2.1\"";
 /// The generic form of four bytes.
 const GENERIC_EXAMPLE: &str = r"\# 4 C0000201";

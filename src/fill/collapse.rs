@@ -51,7 +51,7 @@ struct Shard {
     sweep_at: Option<SystemTime>,
 }
 
-/// What a request that needs upstream must do.
+/// The part of a request in a fetch: it leads the fetch, or follows.
 #[derive(Debug)]
 pub(crate) enum Join {
     /// Forward the request, for all followers. Look into the store again first: a fill may have ended

@@ -60,7 +60,7 @@ struct Pump {
     wakers: Vec<Waker>,
 }
 
-/// What the pump may do now.
+/// The next step of the pump.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Take,

@@ -49,7 +49,7 @@ impl Rest {
 
 type ReadingSlice = Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>;
 
-/// What the fill has for a reader.
+/// The bytes that the fill has for a reader, or why it has none.
 enum ReadStep {
     Piece(Bytes),
     /// The byte is no longer in memory; the stored slices may have it.

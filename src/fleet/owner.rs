@@ -1,4 +1,4 @@
-//! Which node of a region owns a key: weighted rendezvous hashing over the nodes that are ready, with bounded
+//! The owner of a key among the nodes of a region: weighted rendezvous hashing over the nodes that are ready, with bounded
 //! load.
 
 use super::announcement::Readiness;

@@ -1,4 +1,4 @@
-//! Which nodes clients cannot reach although they send heartbeats: the regions probe each other over the data path.
+//! Finds the nodes that clients cannot reach although they send heartbeats: the regions probe each other over the data path.
 //!
 //! ```text
 //! targets   in each region, one node probes each node of the other regions (the choice is a hash of the names)

@@ -1,4 +1,4 @@
-//! What a stored response records of the purge log.
+//! The position in the purge log that a stored response records.
 
 use std::sync::atomic::AtomicU64;
 

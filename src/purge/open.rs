@@ -23,7 +23,7 @@ use crate::lock;
 use crate::metrics::{Metric, Recorder};
 use crate::random::random_u64;
 
-/// What the purges of a node use of it.
+/// The parts that the purges of a node use.
 struct Services {
     clock: Clock,
     recorder: Recorder,

@@ -17,7 +17,7 @@ pub(crate) struct ErrorReply {
     pub reply: Reply,
     /// A word from a closed list, for log and metrics.
     pub reason: &'static str,
-    /// What happened, in one sentence for the client. Contains no secrets.
+    /// The error, in one sentence for the client. Contains no secrets.
     pub detail: Cow<'static, str>,
     /// The text of the cause, for the access log only. It may name origins and options.
     pub cause: Option<Box<str>>,

@@ -123,7 +123,7 @@ impl Visit {
         Self { fields: Rc::new(fields), ..self.clone() }
     }
 
-    /// What this request gets of the response at the time `now`. `None` if bytes are missing.
+    /// The reply to this request from the response at the time `now`. `None` if bytes are missing.
     pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Reply> {
         let stored = source.response();
         let age = stored.freshness.age(now);

@@ -128,7 +128,7 @@ pub(super) fn upstream(error: &FetchError, recorder: &Recorder) -> ErrorReply {
     }
 }
 
-/// What a visitor is told of a failed exchange.
+/// The reply to a visitor whose exchange failed.
 fn sentence(kind: ProxyError) -> &'static str {
     match kind {
         ProxyError::DnsTimeout | ProxyError::DnsError => "the origin's name cannot be resolved",

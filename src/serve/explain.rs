@@ -49,7 +49,7 @@ pub(crate) struct Explainer {
     pub region: Option<SharedRegion>,
 }
 
-/// What a question states about the client.
+/// The facts about the client that a question states.
 #[derive(Clone, Copy)]
 struct Client {
     address: Option<IpAddr>,
@@ -255,7 +255,7 @@ impl Explainer {
         let admitted = guard::admit(&limits, &applicant, Rates::Peek(&self.plan.rates));
         let refusal = admitted.err().map(|rejection| rejection.refusal);
         let denied = refusal.filter(|refusal| refusal.reason() == Reason::Denied);
-        // What was not judged may still refuse the request.
+        // A stage that was not run may still refuse the request.
         let admitted = (denied.is_some() || skipped.is_empty()).then_some(denied.is_none());
         explanation["access"] = json!({"admitted": admitted});
         if !skipped.is_empty() {

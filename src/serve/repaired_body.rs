@@ -14,7 +14,7 @@ use crate::fill::parts::PartsReader;
 use crate::metrics::Metric;
 use crate::store::StoredHead;
 
-/// What is needed to request the missing bytes of a body. Creating it only counts references.
+/// The facts that are needed to request the missing bytes of a body. Creating it only counts references.
 pub(super) struct Repair {
     visit: Visit,
     head: Arc<StoredHead>,

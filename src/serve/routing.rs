@@ -50,7 +50,7 @@ pub(super) fn url_parts(request: &Normalised) -> UrlParts<'_> {
     }
 }
 
-/// What clients and the admin API are told if no site has a host.
+/// The message for clients and the admin API if no site has a host.
 pub(super) fn no_site(host: &str) -> String {
     format!("this server has no site for the host {host:?}")
 }

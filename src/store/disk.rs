@@ -48,7 +48,7 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::purge::Purges;
 
-/// What all directories share.
+/// The state that all directories share.
 #[derive(Clone)]
 pub(super) struct DiskContext {
     pub purges: Arc<Purges>,

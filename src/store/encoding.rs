@@ -476,7 +476,7 @@ mod tests {
         let mut fields = head.response.headers.to_map(1);
         fields.append(odd.clone(), HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
         head.response.headers = fields.into();
-        // What lies in one piece may be one part of it, and no more.
+        // The bytes in one piece may be one part of it, and no more.
         head.response.complete_length = Some(20);
         head.response.parts = Some([1..2, 5..9].into());
         let Piece::Record(Record::Response(two)) = piece(head) else { panic!("a response") };

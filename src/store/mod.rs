@@ -85,7 +85,7 @@ pub(crate) enum NewVariant {
     Copy,
 }
 
-/// What the store knows of its objects beside their pieces.
+/// The facts about stored objects, beside their pieces.
 struct Objects {
     purges: Arc<Purges>,
     ids: ObjectIds,

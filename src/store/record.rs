@@ -38,7 +38,7 @@ impl Record {
 /// `form_marks`, `next_form` and `coding_note`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
-    /// What the caching rules read.
+    /// The response, as the caching rules read it.
     pub response: StoredResponse,
     /// The object whose slices are the body.
     pub object: ObjectId,

@@ -26,7 +26,7 @@ pub(crate) struct Settings {
     pub site_shares: Vec<SiteShare>,
     /// Maximum number of sites that are counted separately. All others share one count and one limit.
     pub sites_max: usize,
-    /// Which pieces are written to disk.
+    /// The pieces that are written to disk.
     pub admission: Admission,
     /// The space that is left free on the file systems of the directories. A directory does not grow
     /// while its file system has no more than this.
@@ -62,12 +62,12 @@ pub(crate) struct SiteShare {
     pub percent_max: u8,
 }
 
-/// Which pieces are written to disk.
+/// The pieces that are written to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Everything that is stored.
     All,
-    /// What was requested at least twice within the memory of a frequency sketch, so that responses
+    /// Pieces that were requested at least twice within the memory of a frequency sketch, so that responses
     /// requested once do not wear the disk. Bodies that are too long to stay in memory while they
     /// are being read are written at once.
     Frequent,

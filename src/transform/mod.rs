@@ -47,7 +47,7 @@ pub(crate) struct Level {
     level: i32,
 }
 
-/// Which responses are coded, and how.
+/// The responses that are coded, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
     /// The node's order of preference among the codings to which the client gives the same weight. Empty:

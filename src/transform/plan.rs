@@ -18,7 +18,7 @@ pub(crate) struct CodingPlan {
     pub needs_vary: bool,
 }
 
-/// What to do with a response.
+/// The steps for the content of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CodingAction {
     /// Leave it unchanged, for this reason.

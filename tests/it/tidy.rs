@@ -248,8 +248,7 @@ fn names_say_what_they_hold() {
         }
         let text = read(&file);
         for (at, line) in without_tests(&text).lines().enumerate() {
-            let item = line.trim_start().trim_start_matches("pub(crate) ");
-            let item = item.trim_start_matches("pub(super) ").trim_start_matches("pub ");
+            let item = without_visibility(line);
             let kinds = ["struct ", "enum ", "trait ", "type "];
             let name = kinds.iter().find_map(|kind| item.strip_prefix(kind)).map(first_word);
             if name.is_some_and(|name| TYPES.contains(&&*name)) && !is_test(&file) {
@@ -481,7 +480,7 @@ impl Module {
                 None => ("none", ""),
             };
             if !(visibility.is_empty() || visibility.starts_with("pub")) {
-                code.extend([line, "\n"]);
+                code.extend([without_visibility(line), "\n"]);
                 continue;
             }
             let mut tree = tree.to_owned();
@@ -498,6 +497,14 @@ impl Module {
         }
         Self { file, code, uses, reexports }
     }
+}
+
+/// `pub(in crate::a) struct B` → `struct B`.
+fn without_visibility(line: &str) -> &str {
+    let line = line.trim_start();
+    let Some(after) = line.strip_prefix("pub") else { return line };
+    let item = after.strip_prefix('(').and_then(|after| after.split_once(')'));
+    item.map_or(after, |(_, item)| item).trim_start()
 }
 
 /// `a::{self, b as c}` → `a`, `a::b`.

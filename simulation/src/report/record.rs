@@ -181,7 +181,7 @@ pub struct FaultRow {
 pub struct PurgeRow {
     /// When it was issued, seconds.
     pub at: f64,
-    /// What it covered.
+    /// The responses that it covered: a URL, a prefix, a tag, a site or everything.
     pub scope: String,
     /// Whether it is soft.
     pub soft: bool,

@@ -204,7 +204,7 @@ fn unix_origin(text: &str) -> Remedy {
     None
 }
 
-/// What is no URL of one server: options of other servers, names of SRV records, a password, a protocol as scheme, a wildcard.
+/// Remedies for values that are no URL of one server: options of other servers, names of SRV records, a password, a protocol as scheme, a wildcard.
 fn other_form_of_origin(text: &str) -> Remedy {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {

@@ -76,7 +76,7 @@ pub(super) struct Inner {
     pub last_contact_ms: AtomicU64,
     /// Whether the last contact is longer ago than `silence_max`.
     pub is_silent: Arc<AtomicBool>,
-    /// What to do while the bus is silent.
+    /// The behaviour while the bus is silent.
     pub silence_policy: Mutex<SilencePolicy>,
     /// The time in the last purge id, in microseconds since 1970.
     pub last_id_us: AtomicU64,

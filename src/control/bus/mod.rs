@@ -101,7 +101,7 @@ pub(crate) struct WaitLimit {
     pub timeout: Duration,
 }
 
-/// Which nodes must have applied a purge before the caller gets its response.
+/// The nodes that must have applied a purge before the caller gets its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// The purge is in force on this node; it need not be durable.
@@ -133,7 +133,7 @@ pub(crate) struct PurgeResult {
     /// Older purges of this node that became one soft purge of everything, because its table was full.
     /// 0 for [`Wait::None`], which does not know it.
     pub widened: usize,
-    /// Which nodes have applied the purge.
+    /// The nodes that have applied the purge.
     pub status: PurgeStatus,
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Settings {
     pub member_kept: Duration,
     /// Time without contact with the bus after which the node applies `silence`.
     pub silence_max: Duration,
-    /// What the node does while the bus is silent.
+    /// The behaviour of the node while the bus is silent.
     pub silence: SilenceAction,
     /// The same for each site, by name. If there are sites, these replace `silence`.
     pub silence_of_sites: Vec<(Arc<str>, SilenceAction)>,
@@ -52,7 +52,7 @@ pub(crate) struct Settings {
     pub remembered_max: usize,
 }
 
-/// What a node does without contact with the bus for longer than `silence_max`.
+/// The behaviour of a node without contact with the bus for longer than `silence_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SilenceAction {
     /// It continues to serve. Content that was purged on other nodes is served until the bus is back.

@@ -155,7 +155,7 @@ async fn while_alive<R>(
         if let Ok(response) = timeout_at(due, sending.as_mut()).await {
             return Ok(response);
         }
-        // What has arrived meanwhile is read before the look.
+        // Bytes that have arrived meanwhile are read before the look.
         tokio::task::yield_now().await;
         let is_late = Instant::now() > due + deadline;
         match watch.note(life.signs(), is_late) {

@@ -78,7 +78,7 @@ pub(super) fn units_of(value_bytes: u64) -> u64 {
     (ENTRY_START as u64 + value_bytes).div_ceil(UNIT)
 }
 
-/// What was read of an entry.
+/// The parts of an entry that were read.
 #[derive(Debug)]
 pub(crate) enum EntryRead {
     /// The entry's key and value, verified by its checksum.
