@@ -18,7 +18,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 
-use super::super::forms::form_response;
+use super::form_response;
 use crate::body::{Body, BodyFault};
 use crate::cache::{Form, KeyHash};
 use crate::clock::thread_cpu_time;

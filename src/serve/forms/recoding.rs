@@ -23,9 +23,9 @@ use http_body::Frame;
 use tokio::task::spawn_local;
 
 use super::super::answer::Source;
-use super::super::forms::{add_length, form_response};
 use super::super::outcome::{Answered, Content, Recoding};
 use super::super::{Visit, errors, finish_error};
+use super::{add_length, form_response};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::cache::{CacheStatus, Form, PurgeScope, StoredResponse};
 use crate::context::ResponseFacts;

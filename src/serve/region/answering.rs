@@ -157,8 +157,8 @@ const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::outcome::facts_of;
     use super::*;
+    use crate::serve::outcome::facts_of;
 
     #[test]
     fn a_peer_learns_whether_asking_again_is_of_use() {

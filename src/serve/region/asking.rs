@@ -21,10 +21,10 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::super::Visit;
-use super::super::region::{AtPeer, NextHop, OwnLoad, PeerLink, Region, ShieldNodes};
 use super::super::worker::Worker;
 use super::hop_body::{HopBody, SendToNextHop};
 use super::patience::{LinkLife, Patience, PeerLife, in_time};
+use super::{AtPeer, NextHop, OwnLoad, PeerLink, Region, ShieldNodes};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
 use crate::cache::{CacheKey, PurgeTarget};

@@ -11,7 +11,7 @@ use http::header::CONTENT_ENCODING;
 use http::response::Parts;
 use http::{Method, Request, Response, StatusCode};
 
-use super::super::region::AtPeer;
+use super::AtPeer;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::fields::ranges::{PartAnswer, Validator, ask_from, content_range, judge};
 use crate::labels::HopFailure;

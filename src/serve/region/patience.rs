@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::super::region::PeerLink;
 use super::super::worker::Worker;
+use super::PeerLink;
 use crate::labels::HopFailure;
 use crate::upstream::Acknowledgement;
 

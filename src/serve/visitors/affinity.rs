@@ -8,8 +8,8 @@ use http::HeaderValue;
 use http::header::SET_COOKIE;
 
 use super::super::Visit;
-use super::super::visitors::sticky_pool;
 use super::cookies::set_cookie;
+use super::sticky_pool;
 use crate::cache::{self, CacheKey, cookie};
 use crate::context::{Requester, ResponseFacts};
 use crate::fields::FieldsMut;

@@ -183,10 +183,10 @@ const KEYS_MAX: usize = 4;
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::pool::members::{KnownMembers, ListedOrigin};
-    use super::super::super::pool::overrides::Overrides;
-    use super::super::super::settings::Origin;
     use super::*;
+    use crate::upstream::pool::members::{KnownMembers, ListedOrigin};
+    use crate::upstream::pool::overrides::Overrides;
+    use crate::upstream::settings::Origin;
 
     fn members(ports: &[u16]) -> Arc<Members> {
         let listed = ports.iter().map(|port| Origin::http("a", *port));

@@ -40,7 +40,7 @@ impl ClosingTime {
     }
 }
 
-/// A closed connection is noticed at the latest so much later, by [`super::super::connection::core::Core`]'s sweep.
+/// A closed connection is noticed at the latest so much later, by [`super::core::Core`]'s sweep.
 const NOTICED_MS: u64 = 1000;
 /// The time in which a closed connection is noticed, and a second for the network, as for a time that the
 /// origin states (`Keep-Alive`).

@@ -16,9 +16,9 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Frame;
 
 use super::super::connection::core::Core;
-use super::super::exchange::{Intent, UpstreamResponse};
 use super::super::pool::Pool;
 use super::super::send::Outgoing;
+use super::{Intent, UpstreamResponse};
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::fields::ranges::{PartAnswer, Validator, ask_from, content_range, judge};
 use crate::labels::RetryReason;

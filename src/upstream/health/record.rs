@@ -90,10 +90,10 @@ const UNTRIED_MS: u64 = 1000;
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::settings::{Origin, PoolDefinition};
     use super::super::machine::Outcome;
     use super::*;
     use crate::metrics::Metrics;
+    use crate::upstream::settings::{Origin, PoolDefinition};
 
     /// Whether the first of three members can be ejected some time after the second, a member of another tier, was.
     fn is_ejected_after(eject_for: Duration, time: Duration) -> bool {

@@ -19,7 +19,7 @@ pub(in crate::upstream) struct InFlight {
 }
 
 impl InFlight {
-    /// Takes over an exchange that [`super::super::load::Load::enter`] has counted. `is_timed`: its
+    /// Takes over an exchange that [`super::Load::enter`] has counted. `is_timed`: its
     /// latency is measured. Its end wakes the first request in `queue`.
     pub(in crate::upstream) fn counted(
         member: &Rc<MemberState>,

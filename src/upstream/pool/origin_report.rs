@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::exchange::deadline::monotonic_ms;
 use super::super::health::{HealthClass, LastCheck, Why};
-use super::super::pool::Pool;
+use super::Pool;
 use super::members::Member;
 use super::overrides::OriginOverride;
 use super::roster::SourceRecord;

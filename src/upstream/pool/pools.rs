@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::pool::Pool;
 use super::super::settings::{PoolDefinition, PoolError};
+use super::Pool;
 use super::members::Members;
 
 /// The pools of one configuration, by name.

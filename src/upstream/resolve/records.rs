@@ -8,7 +8,7 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::{RData, RecordType};
 
-use super::super::resolve::Resolver;
+use super::Resolver;
 use crate::metrics::Metric;
 
 /// The records of one type.

@@ -145,9 +145,9 @@ impl Drop for RecordedBody {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::exchange::hold::KeptBytes;
     use super::*;
     use crate::body::{next_frame, pieces};
+    use crate::upstream::exchange::hold::KeptBytes;
 
     fn recording(bytes_max: usize) -> Recording {
         let source = pieces(["ab", "cd", "ef"].map(|piece| Bytes::from_static(piece.as_bytes())));
