@@ -124,7 +124,7 @@ pub(crate) struct UpstreamResponse {
     pub connected: Option<Duration>,
     /// When the exchange began, and when the head arrived.
     pub times: Times,
-    /// The connection after a 101, for [`super::connection::tunnel()`].
+    /// The connection after a 101, for [`super::tunnel()`].
     pub upgraded: Option<Box<UpgradedOrigin>>,
 }
 
