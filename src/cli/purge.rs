@@ -40,7 +40,7 @@ pub struct PurgeArguments {
     /// Purge nothing: print which sites the purge concerns, and whether its tags occur.
     #[arg(long)]
     dry_run: bool,
-    /// Which nodes must have applied the purge before the command returns: none, local, quorum or
+    /// The nodes that must have applied the purge before the command returns: none, local, quorum or
     /// all.
     #[arg(long, value_name = "NODES", default_value = "local", value_parser = ["none", "local", "quorum", "all"], hide_possible_values = true)]
     wait: String,

@@ -414,10 +414,7 @@ impl Visit {
                 }))
             }
             Gaps::Changed => Ok(None),
-            Gaps::Declined => {
-                let alone = LookupResult { head: None, ..found.clone() };
-                self.forward_alone(Reason::BytesMissing, alone).await.map(Some)
-            }
+            Gaps::Declined => self.forward_declined(found).await.map(Some),
             Gaps::Failed(failure) => {
                 let status = CacheStatus::forwarded(Reason::BytesMissing);
                 let facts = facts.with_status(|_| status);

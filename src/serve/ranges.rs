@@ -156,15 +156,21 @@ impl Visit {
         match self.open_gaps(head).await {
             Gaps::Open(parts, first) => Ok(self.answer_in_parts(&parts, *first)),
             Gaps::Changed => Ok(None),
-            Gaps::Declined => {
-                let alone = LookupResult { head: None, ..found.clone() };
-                self.forward_alone(Reason::BytesMissing, alone).await.map(Some)
-            }
+            Gaps::Declined => self.forward_declined(found).await.map(Some),
             Gaps::Failed(failure) => {
                 let facts = facts_of(CacheStatus::forwarded(Reason::BytesMissing));
                 self.without_upstream(found, &failure, facts).map(Some)
             }
         }
+    }
+
+    /// Passes on the answer of upstream to the request itself: it has declined to send the missing bytes. The stored bytes stay.
+    pub(super) async fn forward_declined(
+        &self,
+        found: &LookupResult,
+    ) -> Result<Answered, Box<PathError>> {
+        let alone = LookupResult { head: None, ..found.clone() };
+        self.forward_alone(Reason::BytesMissing, alone).await
     }
 
     /// Requests the first missing bytes that this request needs of `head`, before anything is

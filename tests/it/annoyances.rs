@@ -1,4 +1,4 @@
-//! What annoyed operators once, each with its test: causes that were missing in messages, lines that were missing in the log, a
+//! Defects that annoyed operators once, each with its test: causes that were missing in messages, lines that were missing in the log, a
 //! program that did not end.
 
 use std::io::Write;

@@ -112,7 +112,7 @@ fn content_that_the_origin_coded_is_decoded_and_coded_again() {
     let edge = eager(&origin);
     let (_, after) = hot(&edge, "/", "br");
     assert!(decoded("br", &after.body) == text(40_000));
-    // What the origin coded stays as it is.
+    // Content that the origin coded stays as it is.
     let stored = edge.get_with("/", &[&accept("gzip")]);
     assert!(stored.body == encoded("gzip", &text(40_000)));
 }

@@ -1,4 +1,4 @@
-//! Which origin of a pool gets a request: by place, by priority, and by the balance.
+//! The choice of the origin of a pool for a request: by place, by priority, and by the balance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

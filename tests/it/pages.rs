@@ -142,7 +142,7 @@ fn every_configuration_in_the_documentation_is_valid() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// What `skerry check` says of a configuration or a part of one, except that files are missing.
+/// The output of `skerry check` for a configuration or a part of one, except that files are missing.
 fn mistakes(text: &str) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("edge.toml");

@@ -448,7 +448,7 @@ fn an_answer_without_the_missing_bytes_is_passed_on_as_it_is() {
         for response in beyond {
             assert_eq!((response.status, response.header("x-rest")), (status, "1".to_owned()));
         }
-        // What is stored may still be used.
+        // The stored bytes may still be used.
         let stored = get(100..200);
         assert!(stored.status == 206 && stored.is_hit(), "{status}: {stored:?}");
     }

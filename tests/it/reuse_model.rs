@@ -61,7 +61,7 @@ impl Script {
     }
 }
 
-/// What has happened to the stored responses of the current target, as numbers of the first message after it.
+/// The events that concern the stored responses of the current target, as numbers of the first message after each.
 #[derive(Default)]
 struct Marks {
     /// An unsafe method or a hard purge.

@@ -12,7 +12,7 @@ use super::super::stored::tests::{headers, now};
 use super::super::vary::{Variant, VaryList};
 use super::super::*;
 
-/// What the second request gets.
+/// The response to the second request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Second {
     Cached,

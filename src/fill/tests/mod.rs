@@ -43,7 +43,7 @@ pub(super) struct Node {
     pub store: Store,
 }
 
-/// What the store's own work runs on.
+/// The runtime of the store's own work.
 fn background() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"))
@@ -70,7 +70,7 @@ impl Node {
         Self { fills, clock, metrics, store }
     }
 
-    /// What the store has, and its body.
+    /// The stored record, and its body.
     async fn stored(&self) -> Option<(Arc<StoredHead>, Bytes)> {
         let head = head(&self.store)?;
         let body = Body::stream(self.store.body(&head, 0..u64::MAX)).collect().await;
@@ -115,7 +115,7 @@ pub(super) fn store_settings() -> store::Settings {
     store::Settings { slice_bytes, memory_bytes: 4 << 20, ..store::Settings::default() }
 }
 
-/// What the store does not take.
+/// Settings of a store that takes no response.
 fn storing_nothing() -> store::Settings {
     store::Settings { object_bytes_max: 0, ..store_settings() }
 }

@@ -58,7 +58,7 @@ where
         stream: Rc::new(RefCell::new(SharedStream::new(stream))),
         connection,
         state: State::Head(HeadScanner::default()),
-        leaving: false,
+        closes_after_response: false,
         draining: false,
     };
     let handover = std::future::poll_fn(|cx| driver.poll(cx)).await;
@@ -75,9 +75,9 @@ struct Driver<T: ClientSocket, S, F> {
     stream: Rc<RefCell<SharedStream<T>>>,
     connection: HttpConnection<S>,
     state: State<F>,
-    /// A graceful shutdown: close after the request in flight.
     /// The next response says that the connection closes.
-    leaving: bool,
+    closes_after_response: bool,
+    /// A graceful shutdown: close after the request in flight.
     draining: bool,
 }
 
@@ -156,7 +156,7 @@ where
         let unacknowledged = || self.stream.borrow().inner.unacknowledged();
         match self.connection.shutdown(unacknowledged) {
             None => {}
-            Some(Shutdown::AfterResponse) => self.leaving = true,
+            Some(Shutdown::AfterResponse) => self.closes_after_response = true,
             Some(Shutdown::Graceful) => self.draining = true,
             Some(Shutdown::AfterLinger) => return Poll::Ready(()),
             Some(Shutdown::Now(timeout)) => {
@@ -310,7 +310,7 @@ where
         let head = ResponseHead::of(status, &fields);
         let stream = &mut *self.stream.borrow_mut();
         let keep_alive = keep_alive
-            && !self.leaving
+            && !self.closes_after_response
             && !self.draining
             && !self.connection.is_used_up()
             && !stream.expects_continue()

@@ -74,7 +74,7 @@ fn what_was_written_is_read_again_by_the_next_process_too() {
         assert_eq!(read(&blocks, *number).as_ref(), Some(bytes), "{number}");
         assert_eq!(read(&again, *number).as_ref(), Some(bytes), "{number}");
     }
-    // What the page cache has is read without waiting, where the file system can tell.
+    // Bytes in the page cache are read without waiting, where the file system can tell.
     let place = blocks.locate(hash(3)).unwrap();
     assert!(!matches!(blocks.read_cached(place).unwrap(), EntryRead::Damaged));
 }

@@ -117,7 +117,7 @@ async fn hits_in_memory() {
     }
 }
 
-/// What a purge costs that covers everything in a full store, and what purges cost hits. The
+/// The cost of a purge that covers everything in a full store, and the cost of purges for hits. The
 /// figures are in docs/benchmarks-purge.md.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]

@@ -37,6 +37,19 @@ fn current(found: Option<StoredForm>) -> Arc<StoredHead> {
     }
 }
 
+/// A store with a response and a form of it, both on disk only.
+pub(super) async fn store_with_a_form(
+    settings: &Settings,
+) -> (Store, Arc<StoredHead>, Arc<StoredHead>) {
+    let here = open(settings).await;
+    let source = store(&here, URL, &bytes(3000)).await;
+    written(&source).await;
+    let form = write_form(&here, &source, &bytes(900)).await;
+    written(&form).await;
+    here.tiers.memory.evict_all();
+    (here, source, form)
+}
+
 #[tokio::test]
 async fn a_form_is_found_by_its_coding_while_its_source_is_stored() {
     let here = open(&small()).await;

@@ -1,23 +1,10 @@
 //! Linked forms: used without their source while the index has the very record that they were made from.
 
-use std::sync::Arc;
-
-use super::forms::{BR, URL, form_of, hash, write_form};
+use super::forms::{BR, URL, form_of, hash, store_with_a_form, write_form};
 use super::*;
 use crate::cache::{Coding, Form};
 
 const CODING: Coding = Coding::Brotli;
-
-/// A store with a response and a form of it, both on disk only.
-async fn store_on_disk(directory: &Path) -> (Store, Arc<StoredHead>, Arc<StoredHead>) {
-    let here = open(&on_disk(directory)).await;
-    let source = store(&here, URL, &bytes(3000)).await;
-    written(&source).await;
-    let form = write_form(&here, &source, &bytes(900)).await;
-    written(&form).await;
-    here.tiers.memory.evict_all();
-    (here, source, form)
-}
 
 fn is_in_memory(here: &Store, hash: KeyHash) -> bool {
     here.tiers.memory.contains(&PieceKey::head(hash))
@@ -31,7 +18,7 @@ async fn is_found_alone(here: &Store) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hit_of_a_form_on_disk_reads_one_record() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, source, _) = store_on_disk(directory.path()).await;
+    let (here, source, _) = store_with_a_form(&on_disk(directory.path())).await;
     let before = total(&here, Metric::StoreDiskReads);
     let form = here.linked_form(hash(), CODING).await.expect("it is linked");
     assert_eq!(total(&here, Metric::StoreDiskReads), before + 1);
@@ -45,7 +32,7 @@ async fn a_hit_of_a_form_on_disk_reads_one_record() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_in_memory_decides_for_its_forms() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     found(here.find(hash()).await);
     assert!(here.linked_form(hash(), CODING).await.is_none());
 }
@@ -53,7 +40,7 @@ async fn a_source_in_memory_decides_for_its_forms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_version_on_disk_ends_the_link() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     let next = store(&here, URL, &bytes(3000)).await;
     written(&next).await;
     assert!(!is_found_alone(&here).await);
@@ -65,7 +52,7 @@ async fn a_new_version_on_disk_ends_the_link() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_validated_source_is_read_until_its_form_is_renewed() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     let source = found(here.find(hash()).await);
     let validated = here.replace(&source, source.response.clone());
     written(&validated).await;
@@ -82,7 +69,7 @@ async fn a_validated_source_is_read_until_its_form_is_renewed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_the_disk_has_lost_ends_the_link() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     assert!(is_found_alone(&here).await);
     // Overwritten by the ring, over the site's share, or not written for lack of space in the queue.
     here.tiers.disks.forget(&PieceKey::head(hash()));
@@ -93,7 +80,7 @@ async fn a_source_that_the_disk_has_lost_ends_the_link() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_form_is_used_alone_after_its_disk_was_out_of_service() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     assert!(is_found_alone(&here).await);
     here.tiers.disks.fail(0);
     assert!(here.linked_form_in_memory(hash(), CODING).is_none());
@@ -108,7 +95,7 @@ async fn no_form_is_used_alone_after_its_disk_was_out_of_service() {
 async fn links_come_back_after_a_restart_but_not_with_another_purge_log() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_disk(directory.path());
-    let (here, source, form) = store_on_disk(directory.path()).await;
+    let (here, source, form) = store_with_a_form(&on_disk(directory.path())).await;
     close(&here).await;
     drop((here, source, form));
     let here = open(&settings).await;
@@ -129,7 +116,7 @@ async fn links_come_back_after_a_restart_but_not_with_another_purge_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_covers_a_form_that_is_used_alone() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&on_disk(directory.path())).await;
     let form = here.linked_form(hash(), CODING).await.expect("it is linked");
     assert_eq!(here.purge_verdict(&form), None);
     let scopes = [

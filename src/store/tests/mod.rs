@@ -536,7 +536,7 @@ async fn a_disk_in_trouble_is_left_out_and_comes_back() {
     for key in &keys {
         let head = found(here.find(key.hash).await);
         let verdict = here.purge_verdict(&head);
-        // What a disk missed while it was out is not known.
+        // The records that a disk missed while it was out are not known.
         assert!(matches!(verdict, None | Some(PurgeKind::Missed)));
     }
     assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
@@ -900,7 +900,7 @@ async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<StoredHead>> {
     let dropped = total(here, Metric::StoreDiskDropped);
     for number in numbers {
         let head = store(here, &format!("https://a/{number}"), &bytes(60_000)).await;
-        // What could not be written stays wanted.
+        // A piece that could not be written stays wanted.
         while head.disk_state.load(Ordering::Acquire) == disk_state::QUEUED
             && total(here, Metric::StoreDiskDropped) == dropped
         {
@@ -917,7 +917,7 @@ async fn whole(here: &Store, heads: &[Arc<StoredHead>]) -> usize {
     let mut whole = 0;
     for head in heads {
         let Some(Record::Response(head)) = here.find(head.hash()).await else { continue };
-        // What leaves memory and is not on disk any more is written, over something else.
+        // A piece that leaves memory and is not on disk any more is written, over something else.
         if let Ok(body) =
             crate::body::Body::stream(here.body(&head, 0..head.complete_length())).collect().await
         {

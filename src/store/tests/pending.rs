@@ -1,21 +1,12 @@
 //! Records that wait for the disk: found there in place of older ones, and written in the order in which they were stored.
 
-use std::sync::Arc;
-
-use super::forms::{URL, hash, write_form};
+use super::forms::{URL, hash, store_with_a_form};
 use super::*;
 use crate::cache::Coding;
 
-/// A store whose writer has time, with a response and a form of it, both on disk only.
-async fn store_on_disk(directory: &Path) -> (Store, Arc<StoredHead>, Arc<StoredHead>) {
-    let settings = Settings { disk_deadline: Duration::from_secs(600), ..on_disk(directory) };
-    let here = open(&settings).await;
-    let source = store(&here, URL, &bytes(3000)).await;
-    written(&source).await;
-    let form = write_form(&here, &source, &bytes(900)).await;
-    written(&form).await;
-    here.tiers.memory.evict_all();
-    (here, source, form)
+/// Settings of a store whose writer has time.
+fn patient(directory: &Path) -> Settings {
+    Settings { disk_deadline: Duration::from_secs(600), ..on_disk(directory) }
 }
 
 /// The object that a lookup finds which memory cannot answer.
@@ -34,7 +25,7 @@ async fn let_it_write(here: &Store, held: tokio::sync::OwnedSemaphorePermit) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_waits_for_the_disk_is_found_instead_of_the_older_one_there() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, older, _) = store_on_disk(directory.path()).await;
+    let (here, older, _) = store_with_a_form(&patient(directory.path())).await;
     assert!(here.linked_form(hash(), Coding::Brotli).await.is_some());
     let held = here.tiers.disks.hold(0).await;
     let newer = store(&here, URL, &bytes(2000)).await;
@@ -52,7 +43,7 @@ async fn a_response_that_waits_for_the_disk_is_found_instead_of_the_older_one_th
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_whose_write_is_given_up_uncovers_no_older_one() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&patient(directory.path())).await;
     let held = here.tiers.disks.hold(0).await;
     let newer = store(&here, URL, &bytes(2000)).await;
     here.tiers.disks.fail(0);
@@ -68,7 +59,7 @@ async fn a_response_whose_write_is_given_up_uncovers_no_older_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_of_several_responses_stays_on_disk_in_whatever_order_they_are_written() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&patient(directory.path())).await;
     let held = here.tiers.disks.hold(0).await;
     let queued = here.clone();
     // As its slices wait for the disk, the response is stored later: by itself it would wait here.
@@ -94,7 +85,7 @@ async fn the_last_of_several_responses_stays_on_disk_in_whatever_order_they_are_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_forgotten_while_it_waits_is_not_written() {
     let directory = tempfile::tempdir().unwrap();
-    let (here, ..) = store_on_disk(directory.path()).await;
+    let (here, ..) = store_with_a_form(&patient(directory.path())).await;
     let held = here.tiers.disks.hold(0).await;
     store(&here, URL, &bytes(2000)).await;
     here.forget(hash());

@@ -83,7 +83,7 @@ pub struct Answer {
     after_raw: AfterRaw,
 }
 
-/// What happens to the connection after the bytes of [`Answer::raw`] are sent.
+/// The end of the connection after the bytes of [`Answer::raw`] are sent.
 #[derive(Clone, Copy, Default)]
 enum AfterRaw {
     #[default]

@@ -62,7 +62,7 @@ impl FleetAuthority {
         self.0.path().join(name)
     }
 
-    /// What a client has that identifies itself with the certificate of `name`, if any.
+    /// The TLS of a client that identifies itself with the certificate of `name`, if any.
     pub fn identity(&self, name: Option<&str>) -> Arc<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -83,7 +83,7 @@ impl FleetAuthority {
 }
 
 impl FleetAuthority {
-    /// What the node `name` has as a server for peers.
+    /// The TLS of the node `name` as a server for peers.
     fn server(&self, name: &str) -> Arc<ServerConfig> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let roots = Arc::new(roots(&self.file("ca.pem")));

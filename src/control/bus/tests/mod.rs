@@ -101,7 +101,7 @@ impl Drop for Redis {
     }
 }
 
-/// What watches over a Redis and its replicas; killed at the end.
+/// A sentinel that watches over a Redis and its replicas; killed at the end.
 struct Sentinel {
     _directory: tempfile::TempDir,
     port: u16,
