@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_is_aligned_zeroed_and_keeps_its_bytes() {
+    fn memory_is_aligned_zeroed_and_keeps_its_bytes() {
         for size in (1..2_000).chain([4_000, 4_096, 70_001, 1 << 20, (1 << 20) + 24]) {
             for align in [1, 2, 4, 8, 16, 32, 128, 4_096] {
                 let layout = Layout::from_size_align(size, align).expect("a layout");

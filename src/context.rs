@@ -86,10 +86,12 @@ impl CertificateNames {
     }
 
     /// The position of the certificate that a client with this server name (lower case) gets. Exact
-    /// names take precedence over wildcards, earlier certificates over later ones.
-    pub(crate) fn shown(&self, server_name: Option<&str>) -> usize {
-        let first = server_name.and_then(|name| self.covering(name).next());
-        first.unwrap_or(self.default)
+    /// names take precedence over wildcards, earlier certificates over later ones. Certificates that do not
+    /// fit the client are skipped, unless none fits.
+    pub(crate) fn shown(&self, server_name: Option<&str>, fits: impl Fn(usize) -> bool) -> usize {
+        let covering = || server_name.into_iter().flat_map(|name| self.covering(name));
+        let fitting = covering().find(|certificate| fits(*certificate));
+        fitting.or_else(|| covering().next()).unwrap_or(self.default)
     }
 
     /// Whether the certificate for `server_name` does not cover `host` and another one does. Both
@@ -98,7 +100,7 @@ impl CertificateNames {
         if server_name == host {
             return false;
         }
-        let shown = self.shown(Some(server_name));
+        let shown = self.shown(Some(server_name), |_| true);
         let mut covering = self.covering(host).peekable();
         covering.peek().is_some() && !covering.any(|certificate| certificate == shown)
     }
@@ -277,6 +279,8 @@ pub(crate) struct UpstreamFacts {
     pub unretried: Option<Unretried>,
     /// The response's status, and the time to its header section. `None` if there was no response.
     pub answered: Option<(StatusCode, Duration)>,
+    /// Whether the response has an `Age`: a cache answered, such as a peer's (RFC 9111 §5.1).
+    pub has_age: bool,
     /// The time in the queue of the pool.
     pub queued: Duration,
     /// The time in which the connection of the response was opened, name resolution and TLS included. `None`: it

@@ -4,7 +4,7 @@
 //! `fuzz/run` calls it with random bytes, in a build with `--cfg fuzzing`; `cargo test` calls it with the
 //! inputs in `fuzz/corpus`.
 
-use crate::{cache, control, dns, guard, listen, peers, purge, store};
+use crate::{bus, cache, control, dns, guard, listen, peers, purge, store};
 
 /// A property that must hold for any bytes; panics where it does not.
 pub type Property = fn(&[u8]);
@@ -26,9 +26,9 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("admin_purge", control::fuzz::admin_purge),
     ("admin_query", control::fuzz::admin_query),
     ("sitemap", control::fuzz::sitemap),
-    ("bus_record", control::bus::fuzz::bus_record),
+    ("bus_record", bus::fuzz::bus_record),
     ("peer_hop", peers::fuzz::peer_hop),
-    ("peer_purges", control::bus::fuzz::peer_purges),
+    ("peer_purges", bus::fuzz::peer_purges),
     ("purge_log", purge::fuzz::purge_log),
     ("purge_requirement", purge::fuzz::purge_requirement),
     ("disk_record", store::fuzz::disk_record),

@@ -23,9 +23,10 @@ mod transform; // content coding
 mod upstream; // origins: pools, health, connections, one exchange
 
 // Beside the path.
+mod bus; // the purge bus: delivers purges to all nodes through Redis, with the table of nodes
 pub mod cli; // the commands that talk to a running node
 pub mod config; // parses the configuration file into typed settings
-mod control; // admin API, purge bus
+mod control; // admin API, dashboard, tokens
 pub mod demo; // the origin of the demo
 mod dns; // the authoritative name server
 mod fleet; // the nodes of the fleet: the table of all, and which of them owns a key
@@ -46,6 +47,7 @@ mod lock; // a directory that one process at a time may use
 mod metrics; // the counters of each worker, and the table of all metrics
 mod notices; // rate-limited log lines for events that clients or origins can cause
 mod pem; // certificates and keys in PEM files
+mod percent; // percent-encoding in URLs
 mod planted; // fault injection for tests; always false without the feature planted-bugs
 mod random; // numbers from the operating system's generator
 mod rendezvous; // which member of a set gets a key
@@ -53,6 +55,7 @@ mod reply; // the response that the request path returns to the listener
 mod service_manager; // tells systemd that the node serves
 mod stamp; // detects that a file was replaced
 mod thread_priority; // lowers the priority of threads whose work can wait
+mod token_bucket; // limits calls per second
 mod upgrade; // hands a client connection over after 101 Switching Protocols
 
 // The items that the binary and the tests use; all others are private to the crate.

@@ -1,6 +1,7 @@
 //! The `skerry` binary: arguments → command. The commands `run`, `check` and the demo are here, because they
 //! use the whole crate; the others are in `cli`.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use skerry::cli::{
     geo as geo_command, log, nodes, origins, peers, prefetch, purge, purges, rules, store, token,
     top,
 };
-use skerry::config::{self, Flags};
+use skerry::config::{self, CheckFlags, Flags};
 use skerry::{Allocator, Clock, ListenAddress, Node, ServiceState, demo, notify, token_line};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -52,7 +53,7 @@ const LONG_VERSION: &str = concat!(
 enum Command {
     /// Run a node in front of one or more origins.
     #[command(
-        after_help = "Examples:\n  skerry run --origin https://origin.example\n  skerry run /etc/skerry/edge.toml\n\nSIGHUP reloads; SIGTERM drains and stops."
+        after_help = "Examples:\n  skerry run --origin https://origin.example\n  skerry run /etc/skerry/edge.toml\n\nSIGHUP reloads; SIGUSR1 opens the log files again; SIGTERM drains and stops."
     )]
     Run {
         /// The configuration file, in place of --config.
@@ -65,9 +66,8 @@ enum Command {
     Check {
         /// The configuration file to check.
         file: PathBuf,
-        /// The node's data directory: checks that the disk cache fits its file system.
-        #[arg(long, value_name = "DIR", env = "SKERRY_DATA_DIR")]
-        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        flags: CheckFlags,
         /// Also ask the sources of origins (DNS, HTTP) once, and print the origins that they give.
         #[arg(long)]
         sources: bool,
@@ -126,6 +126,9 @@ enum Command {
     #[command(after_help = "Example:\n  skerry origins main")]
     Origins(origins::OriginsArguments),
     /// Show the nodes of the fleet: state, load, configuration; and which node owns a URL.
+    #[command(
+        after_help = "Examples:\n  skerry nodes\n  skerry nodes owner https://www.example.org/\n  skerry nodes forget edge-3   # a node that is gone for good"
+    )]
     Nodes(nodes::NodesArguments),
     /// Make the certificates by which the nodes of a fleet identify each other.
     #[command(subcommand)]
@@ -176,7 +179,9 @@ fn run_command(command: Command, matches: &ArgMatches) -> Result<(), CommandErro
             let config = chosen_file(file, &flags, &from_environment)?;
             Ok(run(Flags { config, from_environment, ..flags })?)
         }
-        Command::Check { file, data_dir, sources } => Ok(check(file, data_dir, sources)?),
+        Command::Check { file, flags, sources } => {
+            Ok(check(flags.of_node(file, from_environment(matches)), sources)?)
+        }
         Command::Reload(arguments) => control::reload(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Undrain(arguments) => control::undrain(&arguments),
@@ -238,6 +243,7 @@ fn chosen_file(
 }
 
 fn run(flags: Flags) -> Result<(), String> {
+    outlive_early_signals()?;
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     start_error_log(&config.log_level);
     for warning in &config.warnings {
@@ -249,6 +255,8 @@ fn run(flags: Flags) -> Result<(), String> {
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     // Before the lines that say that the node serves: a caller that waits for them may send a signal at once.
     let signals = Signals::install(&node)?;
+    // The files may have been rotated since they were opened.
+    node.reopen_log();
     tracing::info!("{summary}");
     for ListenAddress { address, has_tls } in &node.listening {
         let scheme = if *has_tls { "https" } else { "http" };
@@ -266,9 +274,24 @@ fn run(flags: Flags) -> Result<(), String> {
     Ok(())
 }
 
+/// From now on SIGHUP and SIGUSR1 do not end the process: a rotation of logs sends them at any time, also while a node starts, which
+/// takes minutes with a large cache. They have an effect once the node serves.
+fn outlive_early_signals() -> Result<(), String> {
+    let failed = |error| format!("cannot install signal handlers: {error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(failed)?;
+    let _inside = runtime.enter();
+    for kind in [SignalKind::hangup(), SignalKind::user_defined1()] {
+        // The handler stays installed when its receiver is dropped.
+        drop(signal(kind).map_err(failed)?);
+    }
+    Ok(())
+}
+
 /// The signals that a node obeys.
 struct Signals {
     hangup: Signal,
+    reopen: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -281,15 +304,16 @@ impl Signals {
             |kind| signal(kind).map_err(|error| format!("cannot install signal handlers: {error}"));
         Ok(Self {
             hangup: install(SignalKind::hangup())?,
+            reopen: install(SignalKind::user_defined1())?,
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,
         })
     }
 }
 
-/// SIGHUP reloads; SIGTERM and SIGINT drain; a second SIGTERM or SIGINT exits at once.
+/// SIGHUP reloads and opens the log files again, SIGUSR1 does only that; SIGTERM and SIGINT drain; a second SIGTERM or SIGINT exits at once.
 fn run_until_signalled(node: Node, signals: Signals) {
-    let Signals { mut hangup, mut terminate, mut interrupt } = signals;
+    let Signals { mut hangup, mut reopen, mut terminate, mut interrupt } = signals;
     node.background().block_on(async {
         // From now on a reload (SIGHUP) is heard.
         notify(ServiceState::Ready);
@@ -300,6 +324,7 @@ fn run_until_signalled(node: Node, signals: Signals) {
                     // `reload` has logged the mistakes.
                     let _ = node.reload();
                 }
+                _ = reopen.recv() => node.reopen_log(),
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
             }
@@ -385,8 +410,8 @@ fn demo_flags(origin: SocketAddr) -> Flags {
     }
 }
 
-fn check(file: PathBuf, data_dir: Option<PathBuf>, asks_sources: bool) -> Result<(), String> {
-    let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
+fn check(flags: Flags, asks_sources: bool) -> Result<(), String> {
+    let file = flags.config.clone().unwrap_or_default();
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     let (sites, pools) = config.counts();
     let mut counts = format!("{}, {}", count(sites, "site"), count(pools, "pool"));
@@ -433,10 +458,26 @@ fn start_error_log(level: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(is_coloured(io::stderr().is_terminal(), std::env::var_os("NO_COLOR")))
         // Internal errors are printed with a macro that panics if standard error cannot be written:
         // a full disk under the log would end the worker that logs.
         .log_internal_errors(false)
         .with_target(false)
         .init();
+}
+
+/// Whether lines are coloured: on a terminal, unless `NO_COLOR` is set to something (no-color.org).
+fn is_coloured(is_terminal: bool, no_color: Option<OsString>) -> bool {
+    is_terminal && no_color.is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_coloured_on_a_terminal_unless_no_color_is_set() {
+        assert!(is_coloured(true, None) && is_coloured(true, Some(OsString::new())));
+        assert!(!is_coloured(true, Some("1".into())) && !is_coloured(false, None));
+    }
 }

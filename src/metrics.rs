@@ -113,7 +113,7 @@ pub(crate) const DNS_RCODES: &[&str] =
     &["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "badvers"];
 
 /// Why a node may have missed purges: the label of [`Metric::BusGaps`], explained at
-/// `control::bus::Gap`.
+/// `bus::Gap`.
 pub(crate) const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
 
 table! {
@@ -147,7 +147,8 @@ table! {
     Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
     FillsEnded, Counter, "fills_ended", "Fills that ended, by outcome.",
         "end" = FillEnd::WORDS;
-    FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that got the minimum window because all windows together reached their limit.";
+    FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that got the minimum window because all windows together reached half of their limit.";
+    FillsUnstoredForMemory, Counter, "fills_unstored_for_memory", "Fills of slow readers that are no longer stored because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
     FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill that fell so far behind that their next bytes were neither in memory nor stored.";
     BodiesMended, Counter, "bodies_mended", "Bodies continued with range requests to upstream, because their reader had fallen behind the fill, the fill had failed, or the store had lost a slice.";
@@ -222,7 +223,7 @@ table! {
     DnsServerNotReady, Counter, "dns_server_not_ready", "Answers that name nodes which are not ready, because none is.";
     DnsServerTcpConnections, Gauge, "dns_server_tcp_connections", "Open TCP connections of the name server.";
     DnsServerTcpRefused, Counter, "dns_server_tcp_refused", "TCP connections of the name server closed at once because a limit was reached.";
-    DnsServerTcpReplaced, Counter, "dns_server_tcp_replaced", "TCP connections of the name server closed for a new one, because all were in use and they had waited longest for a query.";
+    DnsServerTcpReplaced, Counter, "dns_server_tcp_replaced", "TCP connections of the name server closed for a new one, because all were in use and they had waited longest for their clients.";
     DnsServerLogDropped, Counter, "dns_server_query_log_dropped", "Lines of the query log dropped because the writer fell behind.";
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     PeerConnections, Gauge, "peer_connections", "Open connections of other nodes of the fleet.";

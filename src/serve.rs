@@ -84,7 +84,7 @@ pub(crate) use worker::{Plan, Worker, WorkerParts};
 use forms::form_lookup::WantedForms;
 use lookup::{CacheQuery, LookupResult, Search};
 use outcome::{AnswerFuture, Answered, Encoded, PathError, facts_of};
-use routing::route;
+use routing::{route, rules_of_other_readings};
 
 /// A reply that is ready, or a future of one.
 pub(crate) enum Serving {
@@ -335,8 +335,16 @@ fn admit(
         headers,
         now: context.started,
     };
-    guard::admit(&rule.settings.guard, &applicant, Rates::Take(&plan.rates, &worker.recorder))
-        .map_err(|rejection| errors::refused(*rejection, &worker.recorder))?;
+    let keep_limits = |rule: &Rule| {
+        let rates = Rates::Take(&plan.rates, &worker.recorder);
+        guard::admit(&rule.settings.guard, &applicant, rates)
+            .map_err(|rejection| errors::refused(*rejection, &worker.recorder))
+    };
+    if site.has_various_limits {
+        let others = rules_of_other_readings(site, rule, &request, method, &context.place);
+        others.into_iter().try_for_each(|other| keep_limits(other))?;
+    }
+    keep_limits(rule)?;
     if let Some(split) = rule.split() {
         context.group = visitors::assign_group(rule, split, context, headers, &worker.recorder);
     }
@@ -378,11 +386,11 @@ fn protocol_switch(
 
 /// Why a request cannot be answered at once.
 enum Wait {
-    /// It is a purge, which must first be durable.
+    /// The request is a purge, which must first be durable.
     Purge,
-    /// It bypasses the cache.
+    /// The request bypasses the cache.
     Pass(Reason),
-    /// It is of a peer that has purges in force which this node may not have applied.
+    /// The request is of a peer that has purges in force which this node may not have applied.
     Purges(Requirement),
     /// Its lookup must continue on disk.
     LookUp(Box<Search>),

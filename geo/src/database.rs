@@ -168,15 +168,15 @@ impl Database {
     }
 
     /// As [`Database::offset`], with the length of the network of `address` in the database: all of its
-    /// addresses have this record.
+    /// addresses have this record. At least 1, because a database may know one of the address families only.
     pub(crate) fn offset_and_prefix(&self, address: IpAddr) -> (u32, u8) {
         if address.is_ipv6() && self.reader.metadata().ip_version == 4 {
-            return (NO_RECORD, 0);
+            return (NO_RECORD, 1);
         }
-        let Ok(found) = self.reader.lookup(address) else { return (NO_RECORD, 0) };
+        let Ok(found) = self.reader.lookup(address) else { return (NO_RECORD, 1) };
         let offset = found.offset().and_then(|offset| u32::try_from(offset).ok());
         let network = found.network().ok().filter(|it| it.is_ipv4() == address.is_ipv4());
-        (offset.unwrap_or(NO_RECORD), network.map_or(0, |network| network.prefix()))
+        (offset.unwrap_or(NO_RECORD), network.map_or(1, |network| network.prefix().max(1)))
     }
 
     /// The record of `address`. One that cannot be decoded knows nothing.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -37,6 +38,8 @@ impl Default for Settings {
 /// The databases in use. Shared by all threads.
 pub struct Geo {
     loaded: ArcSwap<Loaded>,
+    /// The files that could not be used at the last [`Geo::reload`]: they are not read again before they change.
+    refused: Mutex<Vec<Option<Stamp>>>,
 }
 
 /// A database in use, for the operator.
@@ -55,25 +58,37 @@ pub struct Facts {
 impl Geo {
     /// Loads the databases. Reads files: not for the path.
     pub fn open(settings: &Settings) -> Result<Self, LoadError> {
-        Ok(Self { loaded: ArcSwap::from_pointee(Loaded::load(settings)?) })
+        let loaded = ArcSwap::from_pointee(Loaded::load(settings)?);
+        Ok(Self { loaded, refused: Mutex::default() })
     }
 
     /// Loads the databases again, or others, and uses them from now on. On an error those in use
     /// stay. Reads files: not for the path.
     pub fn reload(&self, settings: &Settings) -> Result<(), LoadError> {
-        self.loaded.store(Loaded::load(settings)?.into());
+        let stamps: Vec<_> = settings.databases.iter().map(Stamp::of).collect();
+        let loaded = Loaded::load(settings).inspect_err(|error| match error {
+            // Its permissions may change, which its stamp does not show.
+            LoadError::Unreadable { .. } => {}
+            _ => *self.refused() = stamps,
+        })?;
+        self.loaded.store(loaded.into());
         Ok(())
     }
 
-    /// Whether a file in use was replaced or changed since it was loaded: time to reload. Asks
-    /// the file system: not for the path.
+    /// Whether a file in use was replaced or changed since it was loaded, or found to be unusable: time to
+    /// reload. Asks the file system: not for the path.
     pub fn is_outdated(&self) -> bool {
         let loaded = self.loaded.load();
-        loaded.databases.iter().zip(&loaded.stamps).any(|(database, stamp)| {
-            let now = Stamp::of(&database.source);
-            // A file that is being replaced may be away for a moment: wait until it is there.
-            now.is_some() && now != *stamp
-        })
+        let sources = loaded.databases.iter().map(|database| &database.source);
+        let now: Vec<_> = sources.map(Stamp::of).collect();
+        // A file that is being replaced may be away for a moment: wait until it is there.
+        let has_changed =
+            |(now, stamp): (&Option<Stamp>, &Option<Stamp>)| now.is_some() && now != stamp;
+        now.iter().zip(&loaded.stamps).any(has_changed) && now != *self.refused()
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Vec<Option<Stamp>>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where `address` is. An IPv4 address mapped into IPv6 (`::ffff:192.0.2.1`) is that IPv4
@@ -84,7 +99,7 @@ impl Geo {
     }
 
     /// Where `address` is, and the length of its network: every address that begins with these bits
-    /// is at the same place. 0 says that all addresses are.
+    /// is at the same place. 0 says that all addresses of both families are: there is no database.
     pub fn locate_network(&self, address: IpAddr) -> (Place, u8) {
         let canonical = address.to_canonical();
         let (place, prefix) = self.loaded.load().locate_network(canonical);
@@ -291,9 +306,30 @@ mod tests {
         check(&geo, "::ffff:203.0.113.9", Some("DE"), 116);
         check(&geo, "10.0.0.1", None, 32);
         check(&geo, "203.0.128.0", None, 17);
+        let ipv6 = written(folder.path(), "ipv6.mmdb", &flat(&[("2001:db8::", 32, "FR")]));
+        let ipv6 = Geo::open(&files([ipv6])).unwrap();
+        check(&ipv6, "2001:db8::1", Some("FR"), 32);
+        check(&ipv6, "203.0.113.9", None, 1);
+        let ipv4 = written(folder.path(), "ipv4.mmdb", &ipv4_alone());
+        let ipv4 = Geo::open(&files([ipv4])).unwrap();
+        check(&ipv4, "203.0.113.9", Some("DE"), 1);
+        check(&ipv4, "2001:db8::1", None, 1);
+        let none = Geo::open(&files([])).unwrap();
+        check(&none, "203.0.113.9", None, 0);
         let both = Geo::open(&files([country, asn])).unwrap();
         check(&both, "203.0.113.9", Some("DE"), 25);
         check(&both, "203.0.120.1", Some("DE"), 21);
+    }
+
+    /// A database of IPv4 addresses alone, with one record for half of them. Its tree has one level.
+    fn ipv4_alone() -> Vec<u8> {
+        let mut bytes = Writer::new("GeoLite2-Country")
+            .insert(address("8000::"), 1, &flat_country("DE"))
+            .finish();
+        let version = b"ip_version\xa1";
+        let at = bytes.windows(version.len()).position(|part| part == version).unwrap();
+        bytes[at + version.len()] = 4;
+        bytes
     }
 
     fn asn() -> Vec<u8> {
@@ -453,6 +489,26 @@ mod tests {
         assert_eq!(country_of(&geo, "192.0.2.1").as_deref(), Some("NO"));
         std::fs::remove_file(&path).unwrap();
         assert!(!geo.is_outdated());
+    }
+
+    /// Each look at a large database takes seconds.
+    #[test]
+    fn a_bad_file_in_the_place_of_a_good_one_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = flat(&[("192.0.2.0", 24, "SE")]);
+        let path = written(folder.path(), "db.mmdb", &good);
+        let settings = files([path.clone()]);
+        let geo = Geo::open(&settings).unwrap();
+        written(folder.path(), "db.mmdb", &good[..good.len() / 2]);
+        assert!(geo.is_outdated());
+        geo.reload(&settings).unwrap_err();
+        assert!(!geo.is_outdated(), "it has not changed");
+        let next = flat(&[("192.0.2.0", 24, "NO"), ("198.51.100.0", 24, "NO")]);
+        written(folder.path(), "db.mmdb", &next);
+        assert!(geo.is_outdated());
+        geo.reload(&settings).unwrap();
+        assert!(!geo.is_outdated());
+        assert_eq!(country_of(&geo, "192.0.2.1").as_deref(), Some("NO"));
     }
 
     #[test]

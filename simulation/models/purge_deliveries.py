@@ -12,8 +12,8 @@ import time
 from collections import deque, namedtuple
 from dataclasses import dataclass, replace
 
-# A node. `frames`: what it has put in force, in order: ('purge', id, from) or ('taken', sender,
-# place). `disk`: how many of them are on disk. A place counts the purges among the frames. `taken`:
+# A node. `frames`: what it has put in force, in order: ('purge', id, from), ('stream', id, None) for the
+# purge that the purge stream brings, or ('taken', sender, place). `disk`: how many of them are on disk. A place counts the purges among the frames. `taken`:
 # for each peer the place up to which it is known to have the purges of this node, or 0. `copy`: (version, purges in force at its request).
 Node = namedtuple("Node", "frames disk taken copy")
 # `versions`: for each purge the origin's version as of its order, or 0. `answers`: of calls, not
@@ -39,10 +39,14 @@ class Rule:
     crashes: int = 1
     # A crash may lose the disk.
     loses_disk: bool = False
+    # The purge stream has a purge, too. A node that has it requires it of the node that it asks.
+    stream: bool = False
+    # A node looks only at the last purge: one of the stream hides those that the other node may lack.
+    hides: bool = False
 
 
 def table(node):
-    return frozenset(frame[1] for frame in node.frames if frame[0] == "purge")
+    return frozenset(frame[1] for frame in node.frames if frame[0] != "taken")
 
 
 def deliveries(frames):
@@ -68,14 +72,23 @@ def steps(world, rule):
     """All next worlds, each with what happens. A world of None is a broken promise."""
     numbers = range(rule.nodes)
     newest = sum(1 for version in world.versions if version)
+    ordered = sum(1 for version in world.versions[: rule.purges] if version)
+    streamed = rule.purges
+
+    def versions_with(purge):
+        return tuple(newest + 1 if p == purge else v for p, v in enumerate(world.versions))
+
+    if rule.stream and not world.versions[streamed]:
+        yield "the stream gets a purge", world._replace(versions=versions_with(streamed))
     for n in numbers:
         node = world.nodes[n]
-        if newest < rule.purges:
-            purge = newest
-            versions = tuple(newest + 1 if p == purge else v for p, v in enumerate(world.versions))
-            frames = node.frames + (("purge", purge, None),)
-            ordered = with_node(world, n, node._replace(frames=frames))
-            yield f"{n} orders purge {purge}", ordered._replace(versions=versions)
+        if ordered < rule.purges:
+            frames = node.frames + (("purge", ordered, None),)
+            next_world = with_node(world, n, node._replace(frames=frames))
+            yield f"{n} orders purge {ordered}", next_world._replace(versions=versions_with(ordered))
+        if rule.stream and world.versions[streamed] and streamed not in table(node):
+            frames = node.frames + (("stream", streamed, None),)
+            yield f"{n} reads the stream", with_node(world, n, node._replace(frames=frames))
         if node.disk < len(node.frames):
             yield f"{n} writes to its disk", with_node(world, n, node._replace(disk=node.disk + 1))
         if not is_fresh(node):
@@ -97,7 +110,7 @@ def steps(world, rule):
             node = world.nodes[n]._replace(taken=tuple(taken))
             yield f"{n} learns that {m} has taken {place}", with_node(rest, n, node)
     for asked in world.asked:
-        yield answered(world, *asked)
+        yield answered(world, rule, *asked)
 
 
 def between(world, rule, n, m):
@@ -122,16 +135,19 @@ def between(world, rule, n, m):
     lacking = deliveries(node.frames)[node.taken[m] :]
     if not rule.relays:
         lacking = [frame for frame in lacking if frame[2] is None]
-    may_ask = not lacking or rule.checks == "none"
+    covering = [frame for frame in node.frames if frame[0] != "taken"]
+    is_hidden = rule.hides and covering and covering[-1][0] == "stream"
+    may_ask = not lacking or is_hidden or rule.checks == "none"
     if may_ask and not is_fresh(node) and len(world.asked) < 1:
         asked = world.asked | {(n, m, table(node))}
         yield f"{n} asks {m}", world._replace(asked=asked)
 
 
-def answered(world, n, m, stamp):
+def answered(world, rule, n, m, stamp):
     newest = sum(1 for version in world.versions if version)
     peer = world.nodes[m]
-    copy = peer.copy if is_fresh(peer) else (newest, table(peer))
+    is_met = rule.purges not in stamp or rule.purges in table(peer)
+    copy = peer.copy if is_met and is_fresh(peer) else (newest, table(peer))
     version = copy[0]
     # A response to a request after a purge must be as new as the purge.
     if any(version < world.versions[purge] for purge in stamp):
@@ -156,7 +172,8 @@ def crashed(world, n, loses_disk):
 def search(rule):
     """Breadth first. Returns the number of worlds, and the shortest trace to a broken promise."""
     node = Node((), 0, (0,) * rule.nodes, (0, frozenset()))
-    start = World((node,) * rule.nodes, (0,) * rule.purges, frozenset(), frozenset(), rule.crashes)
+    versions = (0,) * (rule.purges + rule.stream)
+    start = World((node,) * rule.nodes, versions, frozenset(), frozenset(), rule.crashes)
     came_from = {start: None}
     queue = deque([start])
     while queue:
@@ -184,6 +201,8 @@ CASES = [
     ("without-check", replace(CODE, checks="none", crashes=0), True),
     ("answered-before-disk", replace(CODE, answers="in force", nodes=2), True),
     ("lost-disk", replace(CODE, loses_disk=True), True),
+    ("beside-the-stream", replace(CODE, nodes=2, stream=True), False),
+    ("hidden-by-the-stream", replace(CODE, nodes=2, stream=True, hides=True, crashes=0), True),
 ]
 
 

@@ -1,6 +1,6 @@
 //! A whole CDN on one machine.
 //!
-//! It starts real `skerry` processes in simulated regions, a real redis-server, scripted origins, a
+//! The simulation starts real `skerry` processes in simulated regions, a real redis-server, scripted origins, a
 //! simulated WAN between them, and clients in many countries. A scenario describes load and faults.
 //! Checkers test every response against invariants, and a report shows the result.
 //!

@@ -145,9 +145,9 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
 pub(crate) enum Continuation {
     /// None, or one that no bytes of this response meet.
     No,
-    /// It continues these bytes: `If-Range` has their entity tag.
+    /// The range continues these bytes: `If-Range` has their entity tag.
     Same,
-    /// It continues the bytes of any form of the response: `If-Range` has a date.
+    /// The range continues the bytes of any form of the response: `If-Range` has a date.
     Unsure,
 }
 
@@ -297,9 +297,10 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Whether an entity tag is strong.
+/// Whether an entity tag is strong. One without its second quote is not: a form cannot have a tag of its own made of it, so that
+/// all forms have the same.
 pub(super) fn is_strong(tag: &[u8]) -> bool {
-    tag.trim_ascii().starts_with(b"\"")
+    !tag.trim_ascii().starts_with(b"W/") && text_of(tag).is_some()
 }
 
 fn is_tag(text: &[u8]) -> bool {
@@ -451,6 +452,8 @@ mod tests {
         check(&[("etag", "\"a\"")], "\"a\"", true);
         check(&[("etag", "\"a\"")], "\"b\"", false);
         check(&[("etag", "W/\"a\"")], "W/\"a\"", false);
+        check(&[("etag", "\"a")], "\"a", false);
+        check(&[("etag", "\"")], "\"", false);
         let dated = &[("last-modified", MODIFIED), ("date", AFTER)];
         check(dated, MODIFIED, true);
         check(dated, AFTER, false);

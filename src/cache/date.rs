@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn two_digit_years_are_at_most_fifty_years_ahead() {
-        // It is November 2026.
+        // The clock of the test says November 2026.
         check("Thursday, 18-Aug-50 02:01:18 GMT", Some("Thu, 18 Aug 2050 02:01:18 GMT"));
         check("Sunday, 18-Aug-75 02:01:18 GMT", Some("Sun, 18 Aug 2075 02:01:18 GMT"));
         check("Thursday, 18-Aug-78 02:01:18 GMT", Some("Fri, 18 Aug 1978 02:01:18 GMT"));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_date_is_none() {
+    fn other_text_is_no_date() {
         for wrong in [
             "Thu 18 Aug 2050 02:01:18 GMT",
             "Thu, 18 Aug 2050 02:01:18 AEST",
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_httpdate_writes_is_read_back() {
+    fn dates_that_httpdate_writes_are_read_back() {
         for days in (0..60_000u64).step_by(7) {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86_399);
             let text = httpdate::fmt_http_date(time);

@@ -11,7 +11,8 @@ use http::{HeaderMap, Method};
 use super::directives::RequestDirectives;
 use super::key::cookies;
 use super::purge::PurgeKind;
-use super::settings::{Settings, name_matches};
+use super::query::may_be_read_as;
+use super::settings::Settings;
 use super::status::Reason;
 use super::stored::StoredResponse;
 use crate::fields::Fields;
@@ -69,10 +70,7 @@ pub(super) fn configured_bypass_reason(headers: &HeaderMap, settings: &Settings)
     if bypass.headers.iter().any(|name| headers.contains_key(name)) {
         return Some(Reason::BypassHeader);
     }
-    let listed = |name: &[u8]| {
-        let name = std::str::from_utf8(name).unwrap_or_default();
-        bypass.cookies.iter().any(|pattern| name_matches(pattern, name))
-    };
+    let listed = |name| bypass.cookies.iter().any(|pattern| may_be_read_as(pattern, name));
     let found = !bypass.cookies.is_empty() && cookies(headers).any(|(name, _)| listed(name));
     found.then_some(Reason::BypassCookie)
 }
@@ -332,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_revalidated_is_never_served_stale() {
+    fn must_revalidate_forbids_every_stale_response() {
         for forbids in ["must-revalidate", "proxy-revalidate", "s-maxage=10"] {
             let response = format!("max-age=10, stale-while-revalidate=50, {forbids}");
             check(&response, 11, "", Decision::Validate(Reason::Stale));
@@ -365,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_any_record_may_be_is_not_used() {
+    fn a_response_older_than_any_record_may_be_is_not_used() {
         let days = 31 * 86_400;
         check("max-age=99999999", days, "", Decision::Forward(Reason::TooOld));
     }
@@ -407,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_skips_the_cache() {
+    fn some_requests_bypass_the_cache() {
         let mut settings = Settings::default();
         settings.bypass.cookies = vec!["session_*".into()];
         settings.bypass.headers = vec![http::HeaderName::from_static("x-preview")];
@@ -421,6 +419,9 @@ mod tests {
         check(&Method::HEAD, "a", "b", None);
         check(&Method::POST, "a", "b", Some(Reason::Method));
         check(&Method::GET, "cookie", "a=b; session_x=1", Some(Reason::BypassCookie));
+        // PHP reads both as `session_x`.
+        check(&Method::GET, "cookie", "session.x=1", Some(Reason::BypassCookie));
+        check(&Method::GET, "cookie", "a=b; session%5fx=1", Some(Reason::BypassCookie));
         check(&Method::GET, COOKIE.as_str(), "xsession_=1", None);
         check(&Method::GET, "x-preview", "", Some(Reason::BypassHeader));
         check(&Method::GET, "cache-control", "no-store", Some(Reason::RequestNoStore));

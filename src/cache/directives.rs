@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_forbids_counts_in_any_form() {
+    fn directives_that_forbid_count_in_any_form() {
         assert!(response(&["No-StOrE"]).no_store);
         assert!(response(&["no-store=1"]).no_store);
         assert!(response(&["no-store =x"]).no_store);

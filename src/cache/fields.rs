@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_answer_writes_anew_is_not_for_one_client_alone() {
+    fn fields_that_an_answer_writes_anew_are_not_for_one_client_alone() {
         let fields = [
             ("cache-control", "max-age=60, private=\"x-own, age, set-cookie\""),
             ("age", "30"),

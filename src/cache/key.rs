@@ -5,7 +5,8 @@ use std::fmt;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
 
-use super::settings::{KeyPolicy, QueryPolicy, name_matches};
+use super::query::{may_be_read_as, push_query};
+use super::settings::KeyPolicy;
 use crate::planted::{self, Bug};
 
 /// The 128-bit XXH3 of a key's text, by which the store finds records. It is stored on disk and the
@@ -71,6 +72,10 @@ impl CacheKey {
                 if name == wanted.as_bytes() {
                     text.push_str("\ncookie");
                     push_part(&mut text, wanted, value);
+                } else if may_be_read_as(wanted, name) {
+                    text.push_str("\ncookie ");
+                    push_bytes(&mut text, name);
+                    push_part(&mut text, wanted, value);
                 }
             }
         }
@@ -127,36 +132,6 @@ pub(crate) fn url_part(policy: &KeyPolicy, url: &UrlParts<'_>) -> String {
 fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
     let port = if scheme == "https" { ":443" } else { ":80" };
     authority.strip_suffix(port).unwrap_or(authority)
-}
-
-fn push_query(text: &mut String, policy: &KeyPolicy, query: &str) {
-    if policy.query == QueryPolicy::All && !policy.sort_query {
-        text.push('?');
-        return text.push_str(query);
-    }
-    let mut kept: Vec<&str> = query.split('&').filter(|part| counts(&policy.query, part)).collect();
-    if policy.sort_query {
-        // Stable, and by name only: `a=2&a=1` differs from `a=1&a=2`.
-        kept.sort_by(|a, b| parameter_name(a).cmp(parameter_name(b)));
-    }
-    for (i, part) in kept.iter().enumerate() {
-        text.push(if i == 0 { '?' } else { '&' });
-        text.push_str(part);
-    }
-}
-
-fn counts(policy: &QueryPolicy, part: &str) -> bool {
-    let listed = |names: &[Box<str>]| names.iter().any(|n| name_matches(n, parameter_name(part)));
-    match policy {
-        QueryPolicy::All => true,
-        QueryPolicy::None => false,
-        QueryPolicy::Only(names) => listed(names),
-        QueryPolicy::Except(names) => !listed(names),
-    }
-}
-
-fn parameter_name(part: &str) -> &str {
-    part.split('=').next().unwrap_or_default()
 }
 
 /// Appends a line: field values contain no line feed. A byte beyond ASCII becomes the character with
@@ -227,18 +202,6 @@ mod tests {
     }
 
     #[test]
-    fn query_policies() {
-        let all = |query| KeyPolicy { query, ..KeyPolicy::default() };
-        let names = |list: &[&str]| list.iter().map(|n| Box::from(*n)).collect::<Vec<_>>();
-        check(&all(QueryPolicy::None), "http://e/p?a=1", "http://e/p");
-        check(&all(QueryPolicy::Only(names(&["a"]))), "http://e/p?b=1&a=2&aa=3", "http://e/p?a=2");
-        let tracked = QueryPolicy::Except(names(&["utm_*", "gclid"]));
-        check(&all(tracked), "http://e/p?utm_x=1&a=2&gclid=9&b", "http://e/p?a=2&b");
-        let sorted = KeyPolicy { sort_query: true, ..KeyPolicy::default() };
-        check(&sorted, "http://e/p?b=2&a=2&a=1", "http://e/p?a=2&a=1&b=2");
-    }
-
-    #[test]
     fn configured_fields_and_cookies_are_parts() {
         let policy = KeyPolicy {
             headers: vec![HeaderName::from_static("x-device")],
@@ -252,6 +215,17 @@ mod tests {
         assert_eq!(with, "http://e/p\nx-device: tv\ncookie\nplan: gold");
         assert_ne!(with, key(&policy, "http://e/p", &HeaderMap::new()));
         assert_eq!(CacheKey::new(with).url(), "http://e/p");
+        // PHP reads `pl%61n`, `plan[]` and `plan[` before any byte as `plan`.
+        for (other, text) in [
+            (&b"pl%61n"[..], "pl%61n"),
+            (&b"plan[]"[..], "plan[]"),
+            (&b"plan[\xff]"[..], "plan[\u{ff}]"),
+        ] {
+            let cookie = HeaderValue::from_bytes(&[other, b"=gold"].concat()).expect("a value");
+            headers.insert(COOKIE, cookie);
+            let with = key(&policy, "http://e/p", &headers);
+            assert_eq!(with, format!("http://e/p\nx-device: tv\ncookie {text}\nplan: gold"));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::fields::Fields;
 
 use super::key::CacheKey;
 use super::purge::ALIASED;
+use super::query::may_be_read_as;
 use super::stored::StoredResponse;
 
 /// The field's name.
@@ -85,7 +86,7 @@ impl NoVarySearch {
     pub(crate) fn canonical(&self, query: &str) -> String {
         let mut kept: Vec<&str> = query
             .split('&')
-            .filter(|part| !part.is_empty() && self.counts(&decoded(part)))
+            .filter(|part| !part.is_empty() && part.split(';').any(|piece| self.counts(piece)))
             .collect();
         if self.any_order {
             kept.sort_by_cached_key(|part| decoded(part));
@@ -102,10 +103,16 @@ impl NoVarySearch {
         CacheKey::new(format!("{path}{mark}{query}{parts}"))
     }
 
-    fn counts(&self, name: &str) -> bool {
+    /// Whether a parameter counts. A `;` separates parameters for some origins, and names are read in different ways: as
+    /// in a key, a parameter counts when in doubt.
+    fn counts(&self, parameter: &str) -> bool {
+        let name = decoded(parameter);
         match &self.ignored {
-            Ignored::These(names) => !names.iter().any(|listed| listed == name),
-            Ignored::AllBut(names) => names.iter().any(|listed| listed == name),
+            Ignored::These(names) => !names.contains(&name),
+            Ignored::AllBut(names) => {
+                let raw = parameter.split('=').next().unwrap_or_default().as_bytes();
+                names.iter().any(|listed| *listed == name || may_be_read_as(listed, raw))
+            }
         }
     }
 }
@@ -240,10 +247,17 @@ mod tests {
         check("params=(\"a b\")", "a+b=1&a%20b=2&c", "c");
         check("params", "a=1&b=2", "");
         check("params, except=(\"a\")", "a=1&b=2", "a=1");
+        // Some origins read `id` in all of them.
+        check("params=(\"utm\")", "utm=1;id=2&utm=3;utm=4&a", "utm=1;id=2&a");
+        check(
+            "params, except=(\"id\")",
+            "x=1;id=2&ID=3&id[]=4&%69d=5&x=6",
+            "x=1;id=2&ID=3&id[]=4&%69d=5",
+        );
     }
 
     #[test]
-    fn what_is_not_valid_means_that_all_counts() {
+    fn an_invalid_field_means_that_all_parameters_count() {
         for field in [
             "",
             "params=a",

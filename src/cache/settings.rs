@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 
 use super::range::RangeLimits;
+use super::statuses::is_about_one_request;
 
 /// The caching rules of one rule of a site.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,13 +139,15 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// The configured lifetime of `status` if the origin states none.
+    /// The configured lifetime of `status` if the origin states none. A range has none for a status that tells of one
+    /// request: any client could cause it for all others.
     pub(crate) fn of_status(&self, status: StatusCode) -> Option<Duration> {
         let code = status.as_u16();
-        self.by_status
-            .iter()
-            .find(|(codes, _)| codes.contains(&code))
-            .map(|(_, lifetime)| *lifetime)
+        let must_be_named = is_about_one_request(status);
+        let applies = |codes: &RangeInclusive<u16>| {
+            codes.contains(&code) && (!must_be_named || codes.start() == codes.end())
+        };
+        self.by_status.iter().find(|(codes, _)| applies(codes)).map(|(_, lifetime)| *lifetime)
     }
 }
 
@@ -256,9 +259,9 @@ pub(crate) struct Bypass {
 }
 
 /// Whether `name` is `pattern`, which may end in `*`.
-pub(super) fn name_matches(pattern: &str, name: &str) -> bool {
+pub(super) fn name_matches(pattern: &str, name: &[u8]) -> bool {
     match pattern.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix),
-        None => name == pattern,
+        Some(prefix) => name.starts_with(prefix.as_bytes()),
+        None => name == pattern.as_bytes(),
     }
 }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_neither_a_hit_nor_forwarded_says_neither() {
+    fn a_generated_response_says_neither_hit_nor_forwarded() {
         for reason in [Reason::Denied, Reason::OnlyIfCached, Reason::Stale, Reason::Absent] {
             let status = CacheStatus::generated(reason);
             check(status, None, &format!("skerry; detail={}", reason.as_str()));

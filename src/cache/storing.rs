@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, ETAG, LAST_MODIFIED, SET_COOKIE,
 };
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 
 use super::cross_check;
 use super::deception::is_deceptive;
@@ -20,14 +20,15 @@ use super::key::CacheKey;
 use super::purge::{ALIASED, PurgeSequence};
 use super::range::ContentRange;
 use super::search::NoVarySearch;
-use super::settings::{SetCookie, Settings};
+use super::settings::{QueryPolicy, SetCookie, Settings};
 use super::status::Reason;
+use super::statuses::{is_about_one_request, is_never_stored};
 use super::stored::{Freshness, StoredResponse};
 use super::tags::tags;
 use super::targeted::{Addressed, addressed};
 use super::url::{origin_of, resolve};
 use super::vary::{Vary, variant_key};
-use crate::fields::Fields;
+use crate::fields::{content_length, passes_for};
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
 /// A request and the head of its response.
@@ -253,6 +254,9 @@ fn refused_response(
     if findings.vary == Vary::Star {
         return Some(Reason::VaryStar);
     }
+    if depends_on_unkeyed_parts(exchange, settings, &findings.vary) {
+        return Some(Reason::Unkeyed);
+    }
     if settings.set_cookie == SetCookie::Pass
         && exchange.response.contains_key(SET_COOKIE)
         && !planted::has(Bug::PrivateShared)
@@ -278,17 +282,23 @@ fn refused_response(
     never_usable.then_some(Reason::NoLifetime)
 }
 
-/// Statuses that are never stored: interim responses, 304, 412, 416, and 426, which depends on the
-/// hop-by-hop `Upgrade` field.
-fn is_never_stored(status: StatusCode) -> bool {
-    status.is_informational()
-        || matches!(
-            status,
-            StatusCode::NOT_MODIFIED
-                | StatusCode::PRECONDITION_FAILED
-                | StatusCode::RANGE_NOT_SATISFIABLE
-                | StatusCode::UPGRADE_REQUIRED
-        )
+/// Whether the response may depend on a part of the request that neither its key nor its variant has: then one client
+/// would choose the response of others (cache poisoning).
+fn depends_on_unkeyed_parts(
+    exchange: &UpstreamExchange<'_>,
+    settings: &Settings,
+    vary: &Vary,
+) -> bool {
+    // Any client can make a query too long for the origin. The key leaves it out, in whole or in part.
+    if exchange.status == StatusCode::URI_TOO_LONG && settings.key.query != QueryPolicy::All {
+        return true;
+    }
+    let selecting: &[HeaderName] = match vary {
+        Vary::Fields(names) => names,
+        Vary::Nothing | Vary::Star => &[],
+    };
+    let mut read = selecting.iter().chain(&settings.key.headers).chain(&settings.bypass.headers);
+    read.any(|wanted| exchange.request.keys().any(|name| passes_for(name, wanted)))
 }
 
 /// RFC 9111 §3.5.
@@ -324,10 +334,6 @@ fn part_range(exchange: &UpstreamExchange<'_>) -> Option<ContentRange> {
     (lines.next().is_none() && range.complete_length.is_some()).then_some(range)
 }
 
-pub(super) fn content_length(headers: &impl Fields) -> Option<u64> {
-    std::str::from_utf8(headers.get(&CONTENT_LENGTH)?).ok()?.trim().parse().ok()
-}
-
 pub(super) fn freshness_of(
     exchange: &UpstreamExchange<'_>,
     findings: &StoreEvaluation,
@@ -340,10 +346,12 @@ pub(super) fn freshness_of(
         && (directives.stale_while_revalidate != Seconds::Absent
             || directives.stale_if_error != Seconds::Absent);
     let must_revalidate = must_revalidate || (has_s_maxage && !stale_allowed);
+    // A response with s-maxage has only its own stale directives, not the site's defaults. So has one that is never
+    // fresh: applications often send personal pages without `Cache-Control` or with `max-age=0`.
+    let site_may_choose = !has_s_maxage && !findings.lifetime.lasts.is_zero();
     let stale_window = |directive: Seconds, site: Duration| {
         let directive = directive.or_zero().map(|seconds| Duration::from_secs(seconds.into()));
-        // A response with s-maxage has only its own stale directives, not the site's defaults.
-        directive.unwrap_or(if has_s_maxage { Duration::ZERO } else { site })
+        directive.unwrap_or(if site_may_choose { site } else { Duration::ZERO })
     };
     let usable = !must_revalidate && !directives.no_cache;
     let if_usable = |time: Duration| if usable { time } else { Duration::ZERO };
@@ -420,8 +428,7 @@ fn stored_response(
     }
 }
 
-/// How long to remember the key as uncacheable: not at all if the request caused the refusal, or for
-/// 416 and 5xx.
+/// How long to remember the key as uncacheable: not at all if the request caused the refusal, or for 5xx.
 fn remember_uncacheable_for(
     reason: Reason,
     exchange: &UpstreamExchange<'_>,
@@ -438,7 +445,6 @@ fn remember_uncacheable_for(
             | Reason::MustUnderstand
             | Reason::Deceptive
     );
-    let of_the_request = exchange.status == StatusCode::RANGE_NOT_SATISFIABLE;
-    (lasting && !of_the_request && !exchange.status.is_server_error())
+    (lasting && !is_about_one_request(exchange.status) && !exchange.status.is_server_error())
         .then_some(settings.pass_memory)
 }

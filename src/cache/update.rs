@@ -12,11 +12,11 @@ use super::purge::{ALIASED, PurgeSequence};
 use super::search;
 use super::settings::{SetCookie, Settings};
 use super::stored::StoredResponse;
-use super::storing::{UpstreamExchange, content_length, examine, freshness_of};
+use super::storing::{UpstreamExchange, examine, freshness_of};
 use super::tags::tags;
 use super::url::origin_of;
 use super::vary::Vary;
-use crate::fields::{FieldSection, Fields};
+use crate::fields::{FieldSection, Fields, content_length};
 
 /// The result of a validation.
 #[derive(Clone, Debug)]

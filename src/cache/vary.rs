@@ -20,6 +20,11 @@ use super::key::{CacheKey, KeyHash, push_bytes};
 use super::stored::StoredResponse;
 use crate::fields::{Fields, members};
 
+/// The fields in which a client names a dictionary for the codings dcb and dcz (RFC 9842 §2.2, §2.3). A shared response is never requested with
+/// these codings, so that it does not depend on the dictionary.
+pub(crate) const OF_DICTIONARIES: [HeaderName; 2] =
+    [HeaderName::from_static("available-dictionary"), HeaderName::from_static("dictionary-id")];
+
 /// The selecting header fields of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Vary {
@@ -33,13 +38,14 @@ pub(crate) enum Vary {
 
 impl Vary {
     /// From all lines of `Vary`. `Accept-Encoding` selects nothing: origins are asked with the site's own, and
-    /// every coding is made of the one stored response.
+    /// every coding is made of the one stored response. Neither do [`OF_DICTIONARIES`], which origins do not get.
     pub(crate) fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
         for line in headers.lines(&VARY) {
             for part in members(line) {
                 match HeaderName::from_bytes(part) {
                     Ok(ACCEPT_ENCODING) => {}
+                    Ok(name) if OF_DICTIONARIES.contains(&name) => {}
                     Ok(name) if part != b"*" => fields.push(name),
                     _ => return Self::Star,
                 }
@@ -433,6 +439,8 @@ mod tests {
         };
         assert_eq!(*fields, ["bar", "foo"]);
         assert_eq!(Vary::of(&headers(&[("vary", " , ")])), Vary::Nothing);
+        let of_codings = "Accept-Encoding, Available-Dictionary, dictionary-id";
+        assert_eq!(Vary::of(&headers(&[("vary", of_codings)])), Vary::Nothing);
     }
 
     #[test]

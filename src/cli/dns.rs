@@ -114,6 +114,10 @@ fn explanation_text(explanation: &Value) -> String {
         }
     }
     let edge = &explanation["edge"];
+    let has_failed = explanation["rcode"] == "SERVFAIL";
+    if has_failed || explanation["answer"].as_array().is_none_or(Vec::is_empty) {
+        out.push_str(&format!("\n{}\n", no_answer_reason(explanation)));
+    }
     if edge.is_null() {
         return out;
     }
@@ -121,30 +125,85 @@ fn explanation_text(explanation: &Value) -> String {
         Some(country) => format!("a client in {country}"),
         None => "a client of unknown location".to_owned(),
     };
-    let (region, why) = (text(&edge["region"]), text(&edge["why"]));
-    let (policy, scope) = (text(&edge["policy"]), &edge["scope"]);
-    out.push_str(&format!(
-        "\n{from} gets region {region} by {why} (policy {policy}, scope /{scope})\n"
-    ));
-    if edge["nodes_used"] != "ready" {
+    let reuse = match edge["scope"].as_u64() {
+        Some(bits) if bits > 0 => format!("clients in the same network /{bits}"),
+        _ => "all clients".to_owned(),
+    };
+    if let Some(region) = edge["region"].as_str() {
+        let (reason, policy) = (region_reason(edge), text(&edge["policy"]));
         out.push_str(&format!(
-            "no node is ready: nodes that are {} are answered\n",
+            "\n{from} gets region {region}: {reason}\npolicy {policy}; resolvers may give the answer to {reuse}\n"
+        ));
+    }
+    if ["draining", "out"].contains(&edge["nodes_used"].as_str().unwrap_or_default()) {
+        out.push_str(&format!(
+            "no node with such an address is ready: nodes that are {} are answered\n",
             text(&edge["nodes_used"])
         ));
     }
     for region in edge["regions"].as_array().into_iter().flatten() {
-        let addresses = region["addresses"].as_array().map_or(0, Vec::len);
+        let addresses = match region["addresses"].as_array().map_or(0, Vec::len) {
+            1 => "1 address  ".to_owned(),
+            count => format!("{count} addresses"),
+        };
         let distance = match region["distance_km"].as_u64() {
             Some(km) => format!("{km} km"),
             None => "-".to_owned(),
         };
         let overflow = region["overflow_percent"].as_u64().unwrap_or(0);
         out.push_str(&format!(
-            "  {:<16}{distance:>10}{addresses:>5} addresses  overflow {overflow} %\n",
+            "  {:<16}{distance:>10}{addresses:>15}  overflow {overflow} %\n",
             text(&region["region"])
         ));
     }
     out
+}
+
+/// Why a client gets its region.
+fn region_reason(edge: &Value) -> &'static str {
+    match edge["why"].as_str() {
+        Some("map") => "an entry of \"map\" names it",
+        Some("nearest") => "it is the nearest one in use",
+        Some("order") if edge["policy"] == "nearest" && edge["country"].is_null() => {
+            "it is the first one in use, as the location is unknown"
+        }
+        Some("order") => "it is the first one in use",
+        Some("weight") => "it was drawn by its weight",
+        Some("overflow") => "the region before it is above load_max",
+        _ => "for an unknown reason",
+    }
+}
+
+/// Why there is no answer.
+fn no_answer_reason(explanation: &Value) -> String {
+    let kind = explanation["type"].as_str().unwrap_or("this type");
+    let edge = &explanation["edge"];
+    match explanation["rcode"].as_str() {
+        Some("REFUSED") if ["AXFR", "IXFR"].contains(&kind) => {
+            "zone transfers are refused".to_owned()
+        }
+        Some("REFUSED") => {
+            "the name is in no zone of this node: `skerry dns status` lists them".to_owned()
+        }
+        Some("NXDOMAIN") => "the zone has no such name, and no wildcard for it".to_owned(),
+        Some("SERVFAIL") if !edge.is_null() => {
+            "no node of the edge name has an address and a weight".to_owned()
+        }
+        Some("SERVFAIL") => "the records CNAME of this name lead on without end".to_owned(),
+        _ if explanation["authoritative"] == false => {
+            "the name is delegated to the name servers listed".to_owned()
+        }
+        _ if !edge.is_null() && kind == "HTTPS" => {
+            "records HTTPS need a listener with TLS on port 443, and \"https\" of the edge name"
+                .to_owned()
+        }
+        _ if !edge.is_null() => format!("the region has no {kind} records"),
+        _ if explanation["only_names_below"] == true => {
+            "names below this one have records, and it has none: no wildcard is used for it (RFC 4592)"
+                .to_owned()
+        }
+        _ => format!("the name exists, without records of type {kind}"),
+    }
 }
 
 #[cfg(test)]
@@ -168,10 +227,46 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("a client in DE gets region eu by nearest (policy nearest, scope /16)"),
+            text.contains(
+                "a client in DE gets region eu: it is the nearest one in use\n\
+                 policy nearest; resolvers may give the answer to clients in the same network /16\n"
+            ),
             "{text}"
         );
-        assert!(text.contains("380 km    1 addresses  overflow 0 %"), "{text}");
+        assert!(text.contains("380 km    1 address    overflow 0 %"), "{text}");
         assert!(text.contains("0 addresses  overflow 25 %"), "{text}");
+    }
+    #[test]
+    fn an_explanation_says_why_there_is_no_answer() {
+        let check = |rcode: &str, authoritative: bool, edge: Value, expected: &str| {
+            let explanation = serde_json::json!({
+                "rcode": rcode, "name": "a.example.org.", "type": "AAAA", "answer": [],
+                "authoritative": authoritative, "edge": edge,
+            });
+            let text = explanation_text(&explanation);
+            assert!(text.contains(expected), "{text}");
+        };
+        check("REFUSED", false, Value::Null, "in no zone of this node");
+        let refused = serde_json::json!({"rcode": "REFUSED", "type": "AXFR", "answer": []});
+        assert!(explanation_text(&refused).contains("zone transfers are refused"));
+        check("NXDOMAIN", true, Value::Null, "no such name");
+        check("NOERROR", true, Value::Null, "exists, without records of type AAAA");
+        check("NOERROR", false, Value::Null, "is delegated");
+        let empty = serde_json::json!({
+            "rcode": "NOERROR", "type": "A", "answer": [], "authoritative": true, "only_names_below": true,
+        });
+        assert!(explanation_text(&empty).contains("no wildcard is used for it"));
+        check("SERVFAIL", false, Value::Null, "without end");
+        let edge = |region: Value| serde_json::json!({"region": region, "why": "order", "policy": "nearest"});
+        check("SERVFAIL", false, edge(Value::Null), "no node of the edge name");
+        let chain = serde_json::json!({
+            "rcode": "SERVFAIL", "name": "a.example.org.", "type": "A", "authority": [],
+            "answer": ["a.example.org. 60 IN CNAME b.example.org."], "edge": edge(Value::Null),
+        });
+        let text = explanation_text(&chain);
+        assert!(text.contains("no node of the edge name has an address and a weight"), "{text}");
+        assert!(!text.contains("is ready"), "{text}");
+        check("NOERROR", true, edge("eu".into()), "the region has no AAAA records");
+        check("NOERROR", true, edge("eu".into()), "as the location is unknown");
     }
 }

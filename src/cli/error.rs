@@ -11,7 +11,7 @@ pub enum CommandError {
     Invalid(String),
     /// The node could not be asked: no connection, no TLS, or no answer.
     Unreachable(String),
-    /// It is done on this node, and not yet on all others that were waited for.
+    /// The command is carried out on this node, and not yet on all others that were waited for.
     Incomplete(String),
 }
 

@@ -61,14 +61,15 @@ fn access(access: &Value) -> Option<String> {
     match access["admitted"].as_bool() {
         Some(true) => Some(format!("admitted{skipped}")),
         Some(false) => Some(format!(
-            "denied: {} by {} = {}{skipped}",
+            "denied: {} by {} = {}, rule {}{skipped}",
             word(&access["reason"]),
             word(&access["option"]),
             match &access["entry"] {
                 Value::Null => "no entry that allows it".to_owned(),
                 Value::String(entry) => entry.clone(),
                 other => other.to_string(),
-            }
+            },
+            access["rule"]
         )),
         None if access.is_null() => None,
         None => Some(format!("depends on the client{skipped}")),
@@ -242,13 +243,13 @@ https://a.test/x
     fn a_step_that_did_not_happen_is_left_out() {
         let denied = json!({
             "url": "https://a.test/", "site": "www", "rule": "default", "country": null,
-            "access": {"admitted": false, "reason": "country-denied", "option": "access.deny_countries", "entry": "DE"},
+            "access": {"admitted": false, "reason": "country-denied", "option": "access.deny_countries", "entry": "DE", "rule": "admin"},
             "decision": {"act": "refuse", "reason": "denied", "why": "Not allowed.", "status": 403},
         });
         let expected = "\
 https://a.test/
   1. route       site \"www\", rule \"default\"
-  2. access      denied: country-denied by access.deny_countries = DE
+  2. access      denied: country-denied by access.deny_countries = DE, rule \"admin\"
   3. decision    refuse with 403: Not allowed. [denied]
 ";
         assert_eq!(explanation_text(&denied), expected);

@@ -1,9 +1,11 @@
 //! `skerry completions` and `skerry man`: shell completions and man pages, generated from the commands.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
+use clap_mangen::Man;
 
 use super::error::CommandError;
 use super::output::print_bytes;
@@ -42,15 +44,33 @@ pub fn completions(
 /// # Errors
 /// Standard output is closed, or the directory cannot be written.
 pub fn man(arguments: &ManArguments, command: Command) -> Result<(), CommandError> {
+    let version = command.get_version().unwrap_or_default();
+    let source = format!("{} {version}", command.get_name());
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
     let Some(directory) = &arguments.directory else {
-        let mut page = Vec::new();
-        clap_mangen::Man::new(command).render(&mut page).expect("a Vec can be written");
-        return Ok(print_bytes(&page)?);
+        let mut out = Vec::new();
+        page(&command, &source).render(&mut out).expect("a Vec can be written");
+        return Ok(print_bytes(&out)?);
     };
-    let written = std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(command, directory));
+    let written =
+        std::fs::create_dir_all(directory).and_then(|()| write_pages(&command, &source, directory));
     written.map_err(|error| {
         let directory = directory.display();
         CommandError::Refused(format!("cannot write man pages to {directory}: {error}"))
     })
+}
+
+/// The page of a command. Its foot has `source`: the program with its version.
+fn page(command: &Command, source: &str) -> Man {
+    // Without a date the source would take its place.
+    Man::new(command.clone()).date(" ").source(source).manual("Skerry")
+}
+
+/// Writes the pages of the command and of those below it.
+fn write_pages(command: &Command, source: &str, directory: &Path) -> io::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_pages(below, source, directory)?;
+    }
+    page(command, source).generate_to(directory).map(drop)
 }

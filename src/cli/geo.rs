@@ -1,16 +1,15 @@
 //! `skerry geo`: looks up the location of addresses in a node's GeoIP databases, and updates these.
 
-use std::error::Error;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use geo::{Facts, Geo, LoadError, Place, Source};
+use geo::{Facts, Geo, Place, Source};
 
 use super::geo_update::{self, UpdateArguments};
-use super::output::print;
+use super::output::{date_of, print, text_with_causes};
 
 /// The arguments of `skerry geo`.
 #[derive(Debug, Args)]
@@ -60,8 +59,7 @@ pub fn run(
     if let Some(GeoCommand::Update(update)) = &arguments.command {
         return geo_update::run(update, settings.as_ref(), now);
     }
-    let geo =
-        Geo::open(&settings.unwrap_or_default()).map_err(|error| error_with_causes(&error))?;
+    let geo = Geo::open(&settings.unwrap_or_default()).map_err(|error| text_with_causes(&error))?;
     print(&table(&geo, &arguments.addresses))
 }
 
@@ -83,16 +81,6 @@ fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
         writeln!(table, "database: {}", describe(&database)).expect("a String");
     }
     table
-}
-
-pub(super) fn error_with_causes(error: &LoadError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(deeper) = cause {
-        write!(text, ": {deeper}").expect("a String");
-        cause = deeper.source();
-    }
-    text
 }
 
 fn facts(place: &Place) -> Vec<(&'static str, String)> {
@@ -117,12 +105,6 @@ fn facts(place: &Place) -> Vec<(&'static str, String)> {
     }
     facts.extend(details.asn.map(|asn| ("AS number", asn.to_string())));
     facts
-}
-
-/// A day, such as `2026-11-30`.
-pub(super) fn date_of(time: SystemTime) -> String {
-    let text = humantime::format_rfc3339_seconds(time).to_string();
-    text[..10].to_owned()
 }
 
 fn describe(facts: &Facts) -> String {

@@ -16,8 +16,7 @@ use clap::Args;
 use geo::{Facts, Geo, Source};
 use serde_json::{Value, json};
 
-use super::geo::{date_of, error_with_causes};
-use super::output::print;
+use super::output::{date_of, print, text_with_causes};
 
 /// The arguments of `skerry geo update`.
 #[derive(Debug, Args)]
@@ -86,7 +85,7 @@ impl Examined {
     fn open(path: &Path) -> Result<Self, String> {
         let databases = vec![Source::File(path.to_owned())];
         let geo = Geo::open(&geo::Settings { databases, locate_private: false });
-        let geo = geo.map_err(|error| error_with_causes(&error))?;
+        let geo = geo.map_err(|error| text_with_causes(&error))?;
         let is_known = |(address, country): &&(&str, &str)| {
             let address: IpAddr = address.parse().expect("the list has addresses");
             geo.locate(address).country.is_some_and(|found| found.as_str() == *country)
@@ -96,7 +95,7 @@ impl Examined {
     }
 
     /// # Errors
-    /// It is no successor of the database that it would replace.
+    /// The database is no successor of the one that it would replace.
     fn check_against(&self, before: &Self, file: &Path, target: &Path) -> Result<(), String> {
         let (file, target) = (file.display(), target.display());
         let (next_type, type_before) = (&self.facts.database_type, &before.facts.database_type);

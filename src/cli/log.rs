@@ -29,8 +29,8 @@ pub struct TailArguments {
     /// Only requests with this reason, a word of docs/reference/cache-status.md.
     #[arg(long, value_name = "WORD")]
     reason: Option<String>,
-    /// End after this many lines.
-    #[arg(long, value_name = "N")]
+    /// End after this many lines. Only requests that end from now on are shown, never earlier ones.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Print the lines as the log has them, in JSON.
     #[arg(long)]
@@ -93,6 +93,19 @@ const LOST: &str = "{\"lost\":";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_of_lines_is_one_or_more() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(subcommand)]
+            _log: LogCommand,
+        }
+        let parse = |count| {
+            <Command as clap::Parser>::try_parse_from(["log", "tail", "--count", count]).is_ok()
+        };
+        assert!(parse("1") && !parse("0"));
+    }
 
     #[test]
     fn a_line_for_people_has_what_they_look_for() {

@@ -107,10 +107,11 @@ fn row(name: &str, node: &Value, own: &Value) -> [String; HEAD.len()] {
     };
     [
         format!("{name}{mark}"),
-        match node["reachable"] == false {
-            true => format!("{}, unreachable", text(&node["state"])),
-            false => text(&node["state"]),
-        },
+        [Some(text(&node["state"])), reachability(node), disk(node)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", "),
         text(&node["region"]),
         heard,
         format!("{:.0} %", node["load"].as_f64().unwrap_or_default() * 100.0),
@@ -121,6 +122,16 @@ fn row(name: &str, node: &Value, own: &Value) -> [String; HEAD.len()] {
         peer(node),
         if addresses.is_empty() { "-".to_owned() } else { addresses.join(" ") },
     ]
+}
+
+fn reachability(node: &Value) -> Option<String> {
+    (node["reachable"] == false).then(|| "unreachable".to_owned())
+}
+
+/// The state of the node's disks, unless they are fine.
+fn disk(node: &Value) -> Option<String> {
+    let state = node["store"].as_str().filter(|state| *state != "fine")?;
+    Some(format!("disk {state}"))
 }
 
 /// Where the node answers its peers, and in which version of the protocol.
@@ -196,6 +207,9 @@ mod tests {
         assert_eq!(lines[1], [&["a (this node)", "ready", "eu", "now"][..], &rest].concat());
         assert_eq!(lines[2][..4], ["b", "out", "eu", "12 s ago"]);
         assert!(text.contains("different configurations:\n  0a  a\n  0b  b\n"), "{text}");
+        reply["nodes"]["b"]["store"] = serde_json::json!("full");
+        reply["nodes"]["b"]["reachable"] = serde_json::json!(false);
+        assert!(table(&reply).contains("out, unreachable, disk full  eu"));
         reply["configs"] = serde_json::json!({"0a": ["a", "b"]});
         assert!(!table(&reply).contains("different"));
     }

@@ -108,9 +108,14 @@ fn set(target: &StateArguments, change: &Value) -> Result<(), CommandError> {
 fn show(arguments: &OriginsArguments) -> Result<(), CommandError> {
     let mut report = arguments.admin.call_json(&AdminCall::get("/origins"))?;
     if let (Some(name), Some(pools)) = (&arguments.pool, report["pools"].as_array_mut()) {
+        let known: Vec<String> = pools.iter().map(|pool| text(&pool["pool"])).collect();
         pools.retain(|pool| pool["pool"] == **name);
         if pools.is_empty() {
-            return Err(CommandError::Refused(format!("the node has no pool {name:?}")));
+            let known = match &known[..known.len().min(POOLS_NAMED_MAX)] {
+                [] => String::new(),
+                known => format!("; it has {}", known.join(", ")),
+            };
+            return Err(CommandError::Refused(format!("the node has no pool {name:?}{known}")));
         }
     }
     Ok(print(&if arguments.json { format!("{report:#}\n") } else { table(&report) })?)
@@ -137,9 +142,13 @@ fn table(report: &Value) -> String {
     text
 }
 
-const ORIGIN_HEAD: [&str; 10] = [
+/// Pools in a message about another one.
+const POOLS_NAMED_MAX: usize = 10;
+
+const ORIGIN_HEAD: [&str; 11] = [
     "pool",
     "origin",
+    "priority",
     "weight",
     "state",
     "for",
@@ -188,6 +197,7 @@ fn origin_row(pool: &Value, origin: &Value, now_ms: u64) -> Vec<String> {
     vec![
         text(pool),
         text(&origin["origin"]),
+        origin["priority"].as_u64().map_or_else(|| "-".to_owned(), |number| number.to_string()),
         origin["weight"].to_string(),
         state,
         since.map_or_else(|| "-".to_owned(), |since| seconds(now_ms.saturating_sub(since))),
@@ -220,9 +230,9 @@ mod tests {
     #[test]
     fn the_table_says_what_is_down_and_when_it_is_tried_again() {
         let report = serde_json::json!({"now_ms": 100_000, "pools": [{"pool": "app", "origins": [
-            {"origin": "http://a:80", "weight": 1, "state": "up", "why": null, "since_ms": 40_000, "until_ms": null,
+            {"origin": "http://a:80", "priority": 0, "weight": 1, "state": "up", "why": null, "since_ms": 40_000, "until_ms": null,
              "on_trial": false, "failures": 0, "first_byte_ms": 1499.6, "connections": 3, "last_check": {"passed": true, "took_ms": 4}},
-            {"origin": "http://b:80", "weight": 3, "state": "down", "why": "unreachable", "since_ms": 95_000,
+            {"origin": "http://b:80", "priority": 10, "weight": 3, "state": "down", "why": "unreachable", "since_ms": 95_000,
              "until_ms": 104_500, "on_trial": false, "failures": 0, "connections": 0, "last_check": null},
         ], "sources": [
             {"source": "file x.toml", "origins": 2, "answered_ms": 97_000, "failure": null},
@@ -234,11 +244,35 @@ mod tests {
             .collect();
         assert_eq!(
             lines[1],
-            ["app", "http://a:80", "1", "up", "60s", "-", "0", "1500 ms", "3", "passed in 4 ms"]
+            [
+                "app",
+                "http://a:80",
+                "0",
+                "1",
+                "up",
+                "60s",
+                "-",
+                "0",
+                "1500 ms",
+                "3",
+                "passed in 4 ms"
+            ]
         );
         assert_eq!(
             lines[2],
-            ["app", "http://b:80", "3", "down (unreachable)", "5s", "in 5s", "0", "-", "0", "-"]
+            [
+                "app",
+                "http://b:80",
+                "10",
+                "3",
+                "down (unreachable)",
+                "5s",
+                "in 5s",
+                "0",
+                "-",
+                "0",
+                "-"
+            ]
         );
         assert_eq!(lines[5], ["app", "file x.toml", "2", "3s ago", "-"]);
     }

@@ -1,11 +1,13 @@
-//! Text for people: numbers with units, and writing to standard output.
+//! Text for people: numbers with units, days, errors with their causes; and writing to standard output.
 
+use std::error::Error;
 use std::io::{self, Write};
+use std::time::SystemTime;
 
-/// Writes text to standard output.
+/// Writes text to standard output. Ends the process if its reader has read enough, such as `head`.
 ///
 /// # Errors
-/// Standard output is closed, as by `head`, or full.
+/// Standard output is closed or full.
 pub fn print(text: &str) -> Result<(), String> {
     print_bytes(text.as_bytes())
 }
@@ -25,7 +27,31 @@ pub(super) fn print_json(value: &serde_json::Value) -> Result<(), super::Command
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
     let mut out = io::stdout().lock();
     let written = out.write_all(bytes).and_then(|()| out.flush());
-    written.map_err(|error| format!("cannot write to standard output: {error}"))
+    written.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            // As SIGPIPE does in other programs; `log tail` would otherwise print to nobody.
+            std::process::exit(0);
+        }
+        format!("cannot write to standard output: {error}")
+    })
+}
+
+/// An error and its causes in one line.
+pub(super) fn text_with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        text.push_str(": ");
+        text.push_str(&deeper.to_string());
+        cause = deeper.source();
+    }
+    text
+}
+
+/// A day, such as `2026-11-30`.
+pub(super) fn date_of(time: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text[..10].to_owned()
 }
 
 /// `1 site`, `2 sites`.

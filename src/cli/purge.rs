@@ -12,14 +12,14 @@ use super::output::{count, print, print_json};
 /// The arguments of `skerry purge`.
 #[derive(Debug, Args)]
 pub struct PurgeArguments {
-    /// URLs to purge, with scheme and host.
+    /// URLs to purge, with scheme and host. `*` is no pattern: see --prefix.
     #[arg(required_unless_present_any = ["tags", "prefix", "site", "all"])]
     urls: Vec<String>,
     /// Purge responses with this tag; repeatable. Tags are separated by spaces in Surrogate-Key, by
     /// commas in Cache-Tag.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Purge all URLs with this prefix: scheme, host and at least `/`.
+    /// Purge all URLs with this prefix: scheme, host and at least `/`, such as `https://www.example.org/` for a whole host.
     #[arg(long, value_name = "URL")]
     prefix: Option<String>,
     /// Purge everything of the site with this name.

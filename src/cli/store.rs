@@ -11,6 +11,7 @@ use super::output::{print, size_text};
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
     /// Print the used and the maximum bytes of memory, each directory and each site.
+    #[command(after_help = "Example:\n  skerry store stat")]
     Stat(StatArguments),
 }
 

@@ -11,9 +11,10 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::mistakes::suggestion;
+use super::names::{PLAIN_NAME, check_plain_name, is_host_name, is_plain_name, is_token};
 use super::reader::{Reader, Section};
 use super::remedy;
-use super::sites::is_name;
+use super::sources::unreadable;
 use super::values::{Value, text};
 use crate::guard::normal_path;
 use crate::route::{
@@ -159,6 +160,11 @@ impl Actions<'_> {
             );
             section.mistake("shield", expected);
         }
+        if let Some(region) =
+            regions.iter().find(|region| !region.is_empty() && !is_plain_name(region))
+        {
+            section.mistake("shield", format!("expected {PLAIN_NAME}, found {region:?}"));
+        }
         let is_again = |(at, region): (usize, &Arc<str>)| regions[..at].contains(region);
         if let Some(at) = regions.iter().enumerate().position(is_again) {
             section.mistake("shield", format!("region {:?} is listed twice", regions[at]));
@@ -281,6 +287,7 @@ pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, pass
 fn read_geo_redirect(section: &Section<'_>) -> Option<GeoRedirect> {
     let mut redirect = GeoRedirect::default();
     for (region, _, value) in section.entries() {
+        check_plain_name(section, region, region);
         if let Some(name) = RegionHost::read(value, section.reader) {
             redirect.names.push((region.into(), name.0));
         }
@@ -300,6 +307,11 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
     if let Some(DeValue::String(text)) = section.raw("location").map(Spanned::get_ref) {
         warn_of_location(section, text);
     }
+    if located && section.raw("location").is_some_and(is_unusable_location) {
+        let expected =
+            "expected a URL or a path without spaces, such as \"https://${request.host}/\"";
+        section.mistake("location", expected);
+    }
     if section.is_written() && !located {
         section.mistake(
             "",
@@ -309,11 +321,16 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
     section.is_written().then_some(redirect)
 }
 
+/// A text that is empty or has a space: no URL has one.
+fn is_unusable_location(value: &Spanned<DeValue<'_>>) -> bool {
+    matches!(value.get_ref(), DeValue::String(text) if text.is_empty() || text.contains(' '))
+}
+
 /// Warns of a location that is hardly meant so: a host without scheme, or variables of another server.
 fn warn_of_location(section: &Section<'_>, text: &str) {
     let host = text.split(['/', '?', '#']).next().unwrap_or_default();
     let is_host =
-        is_name(host) && host.contains('.') && host.split('.').all(|label| !label.is_empty());
+        is_host_name(host) && host.contains('.') && host.split('.').all(|label| !label.is_empty());
     let variable = text.split_once('{').filter(|(before, _)| !before.ends_with('$'));
     let variable = variable.and_then(|(_, rest)| rest.split_once('}'));
     let message = if is_host {
@@ -348,11 +365,25 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
             }
             Err(error) => {
                 let path = path.display();
-                section.mistake("content_file", format!("cannot read {path}: {error}"));
+                let why = unreadable(&error);
+                section.mistake("content_file", format!("cannot read {path}: {why}"));
             }
         }
     }
     section.read("content_type", &mut content_type);
+    if !content_type.to_str().is_ok_and(is_media_type) {
+        let found = content_type.to_str().unwrap_or_default();
+        let message =
+            format!("expected a media type such as \"text/html; charset=utf-8\", found {found:?}");
+        section.mistake("content_type", message);
+    }
+    if [301, 302, 303, 307, 308].contains(&status.as_u16()) {
+        let status = status.as_u16();
+        let message = format!(
+            "a fixed response redirects nowhere: write redirect = {{ status = {status}, location = \"https://…\" }} instead of respond"
+        );
+        section.mistake("status", message);
+    }
     if !content.is_empty() && [204, 205, 304].contains(&status.as_u16()) {
         let message = format!(
             "a response of status {} cannot have content: remove the content, or choose another status",
@@ -361,6 +392,12 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
         section.mistake("status", message);
     }
     section.is_written().then_some(Fixed { status, content, content_type })
+}
+
+/// Whether the text begins with a type and a subtype (RFC 9110 §8.3.1).
+fn is_media_type(text: &str) -> bool {
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    essence.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
 }
 
 /// `"eu.example.org"`, in lower case.
@@ -372,7 +409,7 @@ impl Value for RegionHost {
         let expected =
             "the host name of a region without scheme and port, such as \"eu.example.org\"";
         text(value, reader, expected, |text| {
-            is_name(text).then(|| Self(text.to_ascii_lowercase().into()))
+            is_host_name(text).then(|| Self(text.to_ascii_lowercase().into()))
         })
     }
 }
@@ -386,9 +423,11 @@ impl Value for Prefix {
         if matches!(value.get_ref(), DeValue::String(text) if text == "none") {
             return Some(Self(None));
         }
-        let expected = "a path that begins with \"/\" and does not end with \"/\", or \"none\"";
+        let expected = "a path of at most 1000 bytes that begins with \"/\" and does not end with \"/\", or \"none\"";
         text(value, reader, expected, |text| {
-            let right = text.len() > 1 && text.starts_with('/') && !text.ends_with('/');
+            let lengths = 2..=Rewrite::PREFIX_BYTES_MAX;
+            let right =
+                lengths.contains(&text.len()) && text.starts_with('/') && !text.ends_with('/');
             let normal = right && normal_path(text).is_ok_and(|normal| normal == text);
             normal.then(|| Self(Some(text.into())))
         })

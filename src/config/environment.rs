@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_filled_in_is_told_with_its_place() {
+    fn a_variable_that_cannot_be_filled_in_is_reported_with_its_place() {
         let all = "a = 1\nb = \"${env.NONE}\"\nc = ${env.QUOTED}\nd = ${env.N\ne = ${env.A-B}";
         let expected = [
             "edge.toml:2:6: environment variable NONE is not set; set it, or give a default: ${env.NONE:-default}",

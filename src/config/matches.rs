@@ -4,6 +4,7 @@ use http::Method;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::mistakes::near;
 use super::reader::{Reader, Section};
 use super::remedy;
 use super::values::{Value, text_or};
@@ -24,6 +25,7 @@ pub(super) fn read_matches(section: &Section<'_>) -> Matches {
     matches.paths.extend(prefixes.into_iter().map(|NormalPath(path)| PathPattern::Prefix(path)));
     matches.paths.extend(globs.into_iter().map(|Glob(glob)| PathPattern::Glob(glob)));
     section.read::<Vec<Method>>("methods", &mut matches.methods);
+    warn_of_methods(section, &matches.methods);
     let mut schemes: Vec<SchemeName> = Vec::new();
     section.read("schemes", &mut schemes);
     matches.schemes = schemes.into_iter().map(|scheme| scheme.0).collect();
@@ -31,6 +33,54 @@ pub(super) fn read_matches(section: &Section<'_>) -> Matches {
     section.read("continents", &mut matches.continents);
     matches
 }
+
+/// Warns of a method that a typing error explains, such as `GETT`: any token is a method (RFC 9110 §9.1), and a rule for
+/// this one would match no request.
+pub(super) fn warn_of_methods(section: &Section<'_>, methods: &[Method]) {
+    let unknown = methods.iter().map(Method::as_str).filter(|method| !METHODS.contains(method));
+    let mut typos = unknown.filter_map(|method| Some((method, near(method, METHODS)?)));
+    if let Some((method, near)) = typos.next().filter(|_| section.has("methods")) {
+        section.warn(
+            "methods",
+            format!(
+                "methods: no client is known to use the method {method:?}; did you mean {near:?}?"
+            ),
+        );
+    }
+}
+
+/// The methods of the IANA registry that are in use, and those by which caches are purged.
+const METHODS: [&str; 29] = [
+    "ACL",
+    "BAN",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REFRESH",
+    "REPORT",
+    "SEARCH",
+    "TRACE",
+    "UNLINK",
+    "UNLOCK",
+];
 
 /// Only globs have wildcards.
 fn warn_of_star(section: &Section<'_>, name: &'static str, paths: &[NormalPath]) {

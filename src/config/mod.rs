@@ -12,6 +12,7 @@ mod every_option;
 mod flags;
 mod matches;
 mod mistakes;
+mod names;
 mod other_formats;
 mod overrides;
 mod reader;
@@ -32,7 +33,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use flags::Flags;
+pub use flags::{CheckFlags, Flags};
 pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
 pub(crate) use rooms::ProbeSettings;
@@ -40,10 +41,11 @@ pub use schema::schema;
 
 use crate::listen::{Listener, Transport};
 use crate::{
-    control, dns, fill, guard, listen, peers, purge, rendezvous, respond, route, serve, store,
+    bus, control, dns, fill, guard, listen, peers, purge, rendezvous, respond, route, serve, store,
     upstream,
 };
 use actions::KnownPeers;
+use advice::Compared;
 use every_option::every_option;
 use reader::{Notes, OptionKind, OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
@@ -59,7 +61,7 @@ pub struct Config {
     /// The admin API.
     pub(crate) admin: control::admin::Settings,
     /// The purge bus.
-    pub(crate) bus: control::bus::Settings,
+    pub(crate) bus: bus::Settings,
     /// The peer link.
     pub(crate) peers: peers::Settings,
     /// The access log.
@@ -117,7 +119,7 @@ impl Default for Config {
         Self {
             node: NodeSettings::default(),
             admin: control::admin::Settings::default(),
-            bus: control::bus::Settings::default(),
+            bus: bus::Settings::default(),
             peers: peers::Settings::default(),
             log: respond::log::Settings::default(),
             log_level: "info".to_owned(),
@@ -313,7 +315,7 @@ impl Config {
                 ..node
             },
             admin: running.admin.clone(),
-            bus: control::bus::Settings {
+            bus: bus::Settings {
                 silence_of_sites: self.bus.silence_of_sites,
                 ..running.bus.clone()
             },
@@ -376,13 +378,8 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
     rooms::read_geo(&root.section("geo"), &mut config.geo);
     rooms::read_resolver(&root.section("resolver"), &mut config.upstream.dns);
-    let dns = root.section("dns");
-    rooms::refuse_resolver_options(&dns);
     let has_bus = config.bus.redis.is_some() || flags.redis.is_some();
-    let has_fleet = has_bus || !config.peers.nodes.is_empty();
-    config.probes = rooms::read_probes(&dns.section("probes"), has_bus);
-    rooms::read_name_server(&dns, &mut config.dns, &config.node, has_fleet);
-    drop(dns);
+    read_dns(&root.section("dns"), &mut config, has_bus);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
     let store = root.section("store");
     rooms::read_store(&store, &mut config.store, data);
@@ -397,10 +394,10 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
         config.upstream.pools.iter().map(|pool| pool.settings.name.clone()).collect();
     let age_max = config.store.object_age_max;
     let peers = known_peers(&config, flags, has_bus);
-    let (routes, silences) = sites::read_sites(&root, &pools, peers, age_max);
+    let (routes, silences, defaults) = sites::read_sites(&root, &pools, peers, age_max);
     config.routes = routes;
     let sites = &mut config.routes.sites;
-    overrides::override_sites(reader, flags, &config.upstream.pools, age_max, sites);
+    overrides::override_sites(reader, flags, &config.upstream.pools, defaults, sites);
     overrides::override_listeners(reader, flags, &mut config.listen.listeners);
     let is_https = |it: &Listener| it.transport == Transport::Tls && it.address.port() == 443;
     config.dns.has_https = config.listen.listeners.iter().any(is_https);
@@ -408,15 +405,34 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     overrides::override_bus(reader, flags, &mut config.bus);
     overrides::override_node(reader, flags, &mut config.node);
     check_https_redirects(reader, &config);
+    check_site_shares(reader, &config);
     check_admin_address(reader, flags, &config);
+    warn_of_token_sites(reader, &config);
     rooms::check_peers(reader, &config);
     let has_tls = config.listen.listeners.iter().any(|one| one.transport == Transport::Tls);
     let certified = has_tls.then_some(&*certified);
-    advice::warn(reader, &config.routes.sites, &config.upstream.pools, certified);
+    let compared = Compared {
+        sites: &config.routes.sites,
+        pools: &config.upstream.pools,
+        listeners: &config.listen.listeners,
+        geo: &config.geo,
+        dns: &config.dns,
+        certified,
+        has_certificates: !config.listen.tls.certificates.is_empty(),
+    };
+    advice::warn(reader, &compared);
+    warn_of_bus_options(reader, has_bus, &config, &silences);
     let own = |site: &Arc<str>| silences.get(site).copied().unwrap_or(config.bus.silence);
     let sites = config.routes.sites.iter().map(|site| (site.name.clone(), own(&site.name)));
     config.bus.silence_of_sites = sites.collect();
     config
+}
+
+fn read_dns(dns: &Section<'_>, config: &mut Config, has_bus: bool) {
+    rooms::refuse_resolver_options(dns);
+    let has_fleet = has_bus || !config.peers.nodes.is_empty();
+    config.probes = rooms::read_probes(&dns.section("probes"), has_bus);
+    rooms::read_name_server(dns, &mut config.dns, &config.node, has_fleet);
 }
 
 /// The facts that the file states about other nodes. Without a bus, these are the static peers, whose regions are known if each
@@ -447,6 +463,59 @@ fn check_https_redirects(reader: &Reader<'_>, config: &Config) {
         let option = format!("sites.{}.https_redirect", reader::plain_key(&site.name));
         let message = "no listener has TLS, and no trusted proxy states the scheme: add a listener with tls = true, or remove the option";
         reader.mistake_in(&option, message);
+    }
+}
+
+/// `[[store.sites]]` names sites of the configuration.
+fn check_site_shares(reader: &Reader<'_>, config: &Config) {
+    let sites = || config.routes.sites.iter().map(|site| &*site.name);
+    for (at, share) in config.store.site_shares.iter().enumerate() {
+        if !share.site.is_empty() && !sites().any(|site| site == share.site) {
+            let near = suggestion(&share.site, sites());
+            let message = format!("there is no site {:?}{near}", share.site);
+            reader.mistake_in(&format!("store.sites[{at}].name"), message);
+        }
+    }
+}
+
+/// Options about the purge bus say nothing without one. `silences`: the sites that set `silence` themselves.
+fn warn_of_bus_options(
+    reader: &Reader<'_>,
+    has_bus: bool,
+    config: &Config,
+    silences: &BTreeMap<Arc<str>, bus::SilenceAction>,
+) {
+    if has_bus {
+        return;
+    }
+    let default = bus::Settings::default().silence;
+    let bus = &config.bus;
+    let of_bus = [
+        ("silence", bus.silence != default),
+        ("password_file", bus.password_file.is_some()),
+        ("ca_file", bus.ca_file.is_some()),
+    ];
+    let of_bus = of_bus.into_iter().filter(|(_, is_set)| *is_set);
+    let of_bus = of_bus.map(|(name, _)| format!("bus.{name}"));
+    let of_sites = silences.iter().filter(|(_, silence)| **silence != default);
+    let of_sites = of_sites.map(|(site, _)| format!("sites.{}.silence", reader::plain_key(site)));
+    for option in of_bus.chain(of_sites) {
+        let message = "it has no effect without \"bus.redis\": set it, as in redis = \"redis://127.0.0.1:6379\"";
+        reader.warn_in(&option, message);
+    }
+}
+
+/// A token may purge only sites of the configuration: one for another name can purge nothing.
+fn warn_of_token_sites(reader: &Reader<'_>, config: &Config) {
+    let tokens = config.admin.tokens.as_deref().map(control::tokens::Tokens::load);
+    let Some(Ok(tokens)) = tokens.filter(|_| !reader.has_mistakes()) else { return };
+    let sites = || config.routes.sites.iter().map(|site| &*site.name);
+    let mut unknown = tokens.purged_sites().filter(|(_, site)| sites().all(|name| name != *site));
+    if let Some((token, site)) = unknown.next() {
+        let near = suggestion(site, sites());
+        let message =
+            format!("the token {token:?} may purge the site {site:?}, and there is none{near}");
+        reader.warn_in("admin.tokens", &message);
     }
 }
 

@@ -93,6 +93,18 @@ const FORMATS: &[Format] = &[
         lines_min: 2,
     },
     Format {
+        name: "JSON",
+        page: "docs/quickstart.md",
+        has: |line| line.starts_with("{\"") && line.ends_with('}'),
+        lines_min: 1,
+    },
+    Format {
+        name: "XML or HTML",
+        page: "docs/quickstart.md",
+        has: |line| line.starts_with('<') && line.ends_with('>'),
+        lines_min: 1,
+    },
+    Format {
         name: "YAML",
         page: "docs/quickstart.md",
         has: |line| {
@@ -110,8 +122,8 @@ const FORMATS: &[Format] = &[
 /// Where a merge conflict begins.
 fn conflict(text: &str) -> Option<usize> {
     let begins = |start: &str| lines(text).find(|(_, line)| line.starts_with(start));
-    let (at, _) = begins("<<<<<<< ")?;
-    begins("=======").and(begins(">>>>>>> ")).map(|_| at)
+    // The rest of the marks may be gone.
+    begins("<<<<<<< ").or(begins(">>>>>>> ")).map(|(at, _)| at)
 }
 
 /// `[table]`, `[[list]]` or `name = value`.
@@ -169,6 +181,8 @@ mod tests {
         );
         check("example.org {\n\treverse_proxy a:80\n}\n", "this file is a configuration of Caddy");
         check("http_port 3128\n", "this file is a configuration of Squid");
+        check("{\"sites\": {}}\n", "this file is JSON");
+        check("<?xml version=\"1.0\"?>\n<a/>\n", "this file is XML or HTML");
     }
 
     #[test]
@@ -191,6 +205,7 @@ mod tests {
         let (place, message) = recognise(text).expect("a conflict");
         assert_eq!(place.start, 6);
         assert!(message.starts_with("a merge conflict is not resolved: "), "{message}");
-        assert_eq!(recognise("a = 1\n<<<<<<< HEAD\n"), None);
+        assert_eq!(recognise("a = 1\n<<<<<<< HEAD\n").expect("a mark").0.start, 6);
+        assert_eq!(recognise("a = 1\n"), None);
     }
 }

@@ -1,16 +1,17 @@
 //! Flags that override options of the configuration file, and the parts that a configuration has without one.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::flags::Flags;
+use super::names::{PLAIN_NAME, is_plain_name};
 use super::reader::Reader;
+use super::scope::Scope;
 use super::sites::catch_all;
 use super::{remedy, rooms};
 use crate::listen::{Listener, Transport};
-use crate::{control, route, upstream};
+use crate::{bus, route, upstream};
 
 /// Adds the pool of `--origin` to those of the file.
 pub(super) fn add_origins_of_flags(
@@ -52,17 +53,17 @@ pub(super) fn add_origins_of_flags(
 }
 
 /// With `--origin`, its pool serves every host that no site of the file has. Reports a configuration that serves
-/// nothing. `age_max`: for how long the store keeps a response.
+/// nothing. `defaults`: the settings of `[defaults]`.
 pub(super) fn override_sites(
     reader: &Reader<'_>,
     flags: &Flags,
     pools: &[upstream::PoolDefinition],
-    age_max: Duration,
+    defaults: Scope,
     sites: &mut Vec<route::SiteSettings>,
 ) {
     if !flags.origins.is_empty() && pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL) {
         sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
-        sites.push(catch_all(&FLAG_POOL.into(), age_max));
+        sites.push(catch_all(&FLAG_POOL.into(), defaults));
     }
     if sites.is_empty() && flags.origins.is_empty() {
         let missing = match pools.is_empty() {
@@ -99,7 +100,7 @@ pub(super) fn override_admin(reader: &Reader<'_>, flags: &Flags, address: &mut S
 }
 
 /// The Redis of the purge bus.
-pub(super) fn override_bus(reader: &Reader<'_>, flags: &Flags, bus: &mut control::bus::Settings) {
+pub(super) fn override_bus(reader: &Reader<'_>, flags: &Flags, bus: &mut bus::Settings) {
     if let Some(url) = &flags.redis {
         match url.parse() {
             Ok(url) => bus.redis = Some(url),
@@ -124,17 +125,16 @@ pub(super) fn override_node(reader: &Reader<'_>, flags: &Flags, node: &mut rooms
         node.workers = workers;
         reader.record("node.workers", &workers);
     }
-    if let Some(name) = &flags.name
-        && !rooms::is_plain_name(name)
-    {
-        let message = format!("expected {}, found {name:?}", rooms::PLAIN_NAME);
-        reader.mistake_of(flags.source("--name"), message);
-    }
-    for (flag, option, target) in [
-        (&flags.name, "node.name", &mut node.name),
-        (&flags.region, "node.region", &mut node.region),
+    for (flag, option, value, target) in [
+        ("--name", "node.name", &flags.name, &mut node.name),
+        ("--region", "node.region", &flags.region, &mut node.region),
     ] {
-        if let Some(value) = flag {
+        if let Some(value) = value {
+            let is_none = value.is_empty() && option == "node.region";
+            if !is_none && !is_plain_name(value) {
+                let message = format!("expected {PLAIN_NAME}, found {value:?}");
+                reader.mistake_of(flags.source(flag), message);
+            }
             target.clone_from(value);
             reader.record(option, value);
         }

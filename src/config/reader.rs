@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::ops::{Range, RangeInclusive};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -485,6 +486,12 @@ impl<'a> Section<'a> {
         if written && let Err(error) = try_open(target) {
             let file = target.display();
             self.mistake(name, format!("cannot read {file}: {}", sources::unreadable(&error)));
+        } else if written && SECRET_FILES.contains(&name) && is_readable_by_all(target) {
+            let file = target.display();
+            let message = format!(
+                "every user of this machine can read {file}, which has a secret: run chmod o= {file}"
+            );
+            self.warn(name, message);
         }
         written
     }
@@ -492,6 +499,12 @@ impl<'a> Section<'a> {
     /// Whether the file sets the option. Marks it as known.
     pub(super) fn has(&self, name: &'static str) -> bool {
         self.lookup(name).is_some()
+    }
+
+    /// Whether the file sets the option to something else than an empty list.
+    pub(super) fn has_items(&self, name: &'static str) -> bool {
+        let is_empty = |value: &Spanned<DeValue<'_>>| matches!(value.get_ref(), DeValue::Array(items) if items.is_empty());
+        self.lookup(name).is_some_and(|value| !is_empty(value))
     }
 
     /// Notes a mistake at the value of option `name`, or at the table if it isn't written.
@@ -695,6 +708,11 @@ fn try_open(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether users that are neither the owner of the file nor in its group can read it.
+fn is_readable_by_all(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o004 != 0)
+}
+
 /// A key as TOML writes it: with quotes where they are needed.
 pub(super) fn plain_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
@@ -740,6 +758,19 @@ fn place_of(path: &str) -> String {
 /// Tables whose values may be secrets, such as an API key for an origin: they are shown as `***`. Options whose
 /// type has a secret print it so themselves, and other secrets are in files.
 const SECRETS: [&str; 2] = ["request_fields.set", "request_fields.add"];
+
+/// Options that name a file with a secret.
+const SECRET_FILES: [&str; 9] = [
+    "client_key",
+    "cookie_secret_file",
+    "credentials_file",
+    "debug_key_file",
+    "file",
+    "key",
+    "key_file",
+    "password_file",
+    "ticket_key_file",
+];
 
 /// Stands for any key of a table with user-chosen keys, such as a site name.
 const ANY: &str = "*";

@@ -147,7 +147,8 @@ fn of_type(name: &str) -> Value {
         "Continent" => json!({ "enum": ["AF", "AN", "AS", "EU", "NA", "OC", "SA"] }),
         "String" | "PathBuf" | "HeaderName" | "HeaderValue" | "Method" | "IpNet" | "Template"
         | "SocketAddr" | "RedisUrl" | "MediaRange" | "Coding" | "NormalPath" | "Glob"
-        | "UpgradeProtocol" | "Box<str>" | "Arc<str>" => json!({ "type": "string" }),
+        | "UpgradeProtocol" | "CookieName" | "CookiePattern" | "ParameterPattern" | "Box<str>"
+        | "Arc<str>" => json!({ "type": "string" }),
         _ => Value::Object(Map::new()),
     }
 }

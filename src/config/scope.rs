@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use super::matches::warn_of_methods;
 use super::reader::Section;
 use super::rooms;
 use super::values::{Size, Value};
@@ -35,6 +36,7 @@ pub(super) fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     access.read("allow_countries", &mut scope.access.allow_countries);
     access.read("deny_countries", &mut scope.access.deny_countries);
     access.read("methods", &mut scope.access.methods);
+    warn_of_methods(&access, &scope.access.methods);
     let mut content_max = scope.access.content_bytes_max.map(Size);
     access.read("content_max", &mut content_max);
     scope.access.content_bytes_max = content_max.map(|size| size.0);
@@ -75,11 +77,17 @@ pub(super) fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     read_fields(&response, &mut scope.response_fields, RESPONSE_FIELDS_OURS, once);
 }
 
-/// The edits of a rule are applied after those of its site. Fields in `ours` cannot be changed;
+/// The edits of a rule are applied after those of its site. Fields in `ours` cannot be changed or removed;
 /// fields in `once` cannot be added, only set.
 fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str], once: &[&str]) {
     let mut remove: Vec<HeaderName> = Vec::new();
     section.read("remove", &mut remove);
+    if let Some(name) = remove.iter().find(|name| ours.contains(&name.as_str())) {
+        section.mistake(
+            "remove",
+            format!("the field {:?} is set by the node and cannot be removed", name.as_str()),
+        );
+    }
     for name in remove {
         edits.set.retain(|(other, _)| *other != name);
         edits.add.retain(|(other, _)| *other != name);

@@ -14,13 +14,14 @@ use toml::de::DeValue;
 
 use super::actions::{Actions, KnownPeers, check_ignored, to_pool};
 use super::matches::read_matches;
+use super::names::{check_plain_name, is_host_name};
 use super::reader::{Reader, Section};
 use super::remedy;
 use super::rooms;
 use super::scope::{Scope, read_scope};
 use super::split::clashing_cookies;
 use super::values::{Value, text_or};
-use crate::control::bus::SilenceAction;
+use crate::bus::SilenceAction;
 use crate::guard;
 use crate::route::{
     Action, Forward, GeoRedirectMistake, HostPattern, Matches, Redirect, RuleSettings, Settings,
@@ -32,13 +33,13 @@ use crate::upstream::Scheme;
 /// configuration states about other nodes. `object_age_max` bounds every lifetime, because purges are forgotten after
 /// it.
 ///
-/// Also returns the sites that set `silence` themselves.
+/// Also returns the sites that set `silence` themselves, and the settings of `[defaults]`.
 pub(super) fn read_sites(
     root: &Section<'_>,
     pools: &[Arc<str>],
     peers: KnownPeers,
     object_age_max: Duration,
-) -> (Settings, BTreeMap<Arc<str>, SilenceAction>) {
+) -> (Settings, BTreeMap<Arc<str>, SilenceAction>, Scope) {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     read_scope(&root.section("defaults"), &mut scope);
@@ -73,16 +74,14 @@ pub(super) fn read_sites(
             root.reader.mistake(span, message);
         }
     }
-    (settings, sites.silences)
+    (settings, sites.silences, scope)
 }
 
-/// A site for all hosts with one rule: everything to `pool`.
-pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettings {
-    let mut scope = Scope::default();
-    Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
+/// A site for all hosts with one rule: everything to `pool`, with the settings of `[defaults]`.
+pub(super) fn catch_all(pool: &Arc<str>, defaults: Scope) -> SiteSettings {
     let forward = to_pool(pool.clone());
     let name: Arc<str> = DEFAULT.into();
-    let rule = rule_of(&name, &name, Matches::default(), Action::Forward(forward), scope);
+    let rule = rule_of(&name, &name, Matches::default(), Action::Forward(forward), defaults);
     SiteSettings {
         name,
         number: 0,
@@ -101,6 +100,7 @@ struct Sites<'a> {
 
 impl Sites<'_> {
     fn site(&mut self, name: &str, section: &Section<'_>, mut scope: Scope) -> SiteSettings {
+        check_plain_name(section, "", name);
         let hosts = self.hosts(name, section);
         read_scope(section, &mut scope);
         let name: Arc<str> = name.into();
@@ -113,6 +113,7 @@ impl Sites<'_> {
             Some(Action::Forward(forward)) => Some(forward.clone()),
             _ => self.actions.only_pool(),
         };
+        refuse_endless_redirect(section, &Matches::default(), own.as_ref());
         let own = own.or_else(|| inherited.clone().map(Action::Forward));
         let mut rules = Vec::new();
         let mut redirects_to_https = false;
@@ -161,9 +162,8 @@ impl Sites<'_> {
 
     fn hosts(&mut self, site: &str, section: &Section<'_>) -> Vec<HostPattern> {
         let mut hosts: Vec<Host> = Vec::new();
-        let written = section.read("hosts", &mut hosts);
-        let is_empty = |value: &Spanned<DeValue<'_>>| matches!(value.get_ref(), DeValue::Array(items) if items.is_empty());
-        if !written || section.raw("hosts").is_some_and(is_empty) {
+        section.read("hosts", &mut hosts);
+        if !section.has_items("hosts") {
             let message = format!("site {site:?} has no hosts, such as hosts = [\"example.org\"]");
             section.missing("hosts", &message);
         }
@@ -192,6 +192,7 @@ impl Sites<'_> {
     ) -> Option<RuleSettings> {
         let mut name: Arc<str> = format!("rule-{}", at + 1).into();
         section.read("name", &mut name);
+        check_plain_name(section, "name", &name);
         let taken = self.rules.insert((site.clone(), name.clone()), section.span());
         if &*name == DEFAULT {
             let message = "\"default\" is the name of the site's own action: choose another name";
@@ -205,11 +206,25 @@ impl Sites<'_> {
         read_scope(section, &mut scope);
         let action = self.actions.read(section, inherited.as_ref());
         check_ignored(section, action.as_ref(), false);
+        refuse_endless_redirect(section, &matches, action.as_ref());
         if action.is_none() {
             let message = "the rule has no action: set \"pool\" (in the rule or its site), \"redirect\" or \"respond\"";
             section.mistake("", message);
         }
         Some(rule_of(site, &name, matches, action?, scope))
+    }
+}
+
+/// Refuses a redirect of requests over https to the same URL.
+fn refuse_endless_redirect(section: &Section<'_>, matches: &Matches, action: Option<&Action>) {
+    let Some(Action::Redirect(redirect)) = action else { return };
+    let same = |host| Template::parse(&format!("https://${{request.{host}}}${{request.target}}"));
+    let is_same = ["host", "hostname"]
+        .into_iter()
+        .any(|host| same(host).is_ok_and(|it| it == redirect.location));
+    if is_same && matches.schemes != [Scheme::Http] {
+        let message = "requests over https are redirected to themselves, without end: set https_redirect = true in the site, or schemes = [\"http\"] in the rule";
+        section.mistake("redirect", message);
     }
 }
 
@@ -263,24 +278,15 @@ impl Value for Host {
                 _ if lower == "*" => HostPattern::Any,
                 // The name of nginx's server for all other hosts.
                 None if lower == "_" => return None,
-                Some(parent) => HostPattern::Below(is_name(parent).then(|| parent.into())?),
+                Some(parent) => HostPattern::Below(is_host_name(parent).then(|| parent.into())?),
                 None => HostPattern::Exact(
-                    (is_name(&lower) || is_address(&lower)).then(|| lower.as_str().into())?,
+                    (is_host_name(&lower) || is_address(&lower)).then(|| lower.as_str().into())?,
                 ),
             };
             Some(Self(pattern))
         };
         text_or(value, reader, expected, parse, remedy::host)
     }
-}
-
-/// Whether this is the name of a host.
-pub(super) fn is_name(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
-    };
-    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 /// IPv4 reads like a name; IPv6 stands in brackets.

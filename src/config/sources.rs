@@ -174,6 +174,10 @@ fn matching(main: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         }
     };
     match missing {
+        Some((_, path)) if Path::new(path).is_dir() => Err(format!(
+            "include: {path} is a directory: write {:?} for the files in it",
+            format!("{}/*.toml", pattern.trim_end_matches('/'))
+        )),
         Some((kind, path)) => {
             Err(format!("include: no {kind} {path}: create it, or remove it from \"include\""))
         }

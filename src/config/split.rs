@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::actions::Actions;
+use super::names::CookieName;
 use super::reader::Section;
-use super::values::{COOKIE_AGE_MAX, CookieName, Value};
+use super::values::{COOKIE_AGE_MAX, Value};
 use crate::route::{
     Action, Forced, ForcedBy, Forward, GroupCookie, RuleSettings, Split, SplitBy, SplitGroup,
 };
@@ -52,13 +53,6 @@ impl Actions<'_> {
         let mut written = Vec::new();
         for (name, span, value) in section.entries() {
             self.check_name(section.reader, &span, name);
-            let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-            if !name.bytes().all(is_word) {
-                let message = format!(
-                    "the pool {name:?} names a group in a cookie: rename it with letters, digits, \"-\", \"_\" and \".\""
-                );
-                section.reader.mistake(&span, message);
-            }
             let Some(weight) = u16::read(value, section.reader) else { continue };
             if weight > WEIGHT_MAX {
                 let expected = format!("a weight from 0 to {WEIGHT_MAX}");

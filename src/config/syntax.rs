@@ -73,6 +73,9 @@ fn message(
             let code = u32::from(found);
             format!("found an invisible character (U+{code:04X}): write an ordinary space, or remove it")
         }
+        _ if let Some(line) = foreign_comment(&text[line.clone()]) => {
+            format!("a comment begins with \"#\", found {:?}", beginning(line))
+        }
         _ if parser.starts_with("invalid unquoted key") => {
             let found = rest.chars().next().unwrap_or(' ');
             format!("expected a name of letters, digits, \"-\" and \"_\", found {found:?}")
@@ -104,6 +107,12 @@ fn message(
         }
         _ => parser.replace('\n', " ").replace('`', "\""),
     }
+}
+
+/// A line that is a comment in other formats.
+fn foreign_comment(line: &str) -> Option<&str> {
+    let line = line.trim();
+    [";", "//", "/*", "--", "<!--"].iter().any(|start| line.starts_with(start)).then_some(line)
 }
 
 /// A character that no line of TOML may have.

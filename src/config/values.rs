@@ -118,10 +118,10 @@ texts! {
     Box<str>, "a string", |text| Some(text.into()), none;
     Arc<str>, "a string", |text| Some(text.into()), none;
     SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok(), remedy::socket;
-    IpAddr, "an address such as \"192.0.2.1\" or \"2001:db8::1\"", |text| text.parse().ok(), none;
+    IpAddr, "an address such as \"192.0.2.1\" or \"2001:db8::1\"", |text| text.parse().ok(), remedy::address;
     Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok(), remedy::country;
     Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok(), remedy::continent;
-    HeaderName, "a header field's name", |text| text.parse().ok(), remedy::field_name;
+    HeaderName, "a header field's name", |text| text.parse().ok().filter(|_| !text.contains('*')), remedy::field_name;
     HeaderValue, "a header field's value", |text| text.parse().ok(), none;
     Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase)), remedy::method;
 }
@@ -153,23 +153,6 @@ impl Value for IpNet {
         }
         let expected = "a network such as \"192.0.2.0/24\" or an address";
         text_or(value, reader, expected, network, remedy::network)
-    }
-}
-
-/// The name of a cookie: a token, as a field's name is (RFC 6265 §4.1.1).
-pub(super) struct CookieName(pub Box<str>);
-
-impl fmt::Debug for CookieName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl Value for CookieName {
-    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
-        text(value, reader, "the name of a cookie", |name| {
-            HeaderName::try_from(name).is_ok().then(|| Self(name.into()))
-        })
     }
 }
 

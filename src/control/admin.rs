@@ -25,7 +25,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::audit::{Audit, RefusedCall};
 use super::body_budget::BodyBudget;
-use super::bus::Bus;
 use super::dashboard;
 use super::host;
 use super::http::{
@@ -35,14 +34,15 @@ use super::http::{
 use super::log_stream::LogStream;
 use super::node_actions::{NodeActions, OverviewQuery};
 use super::prefetch::{self, Prefetcher};
-use super::rate::TokenBucket;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Peer, Permission, TokenFile};
+use crate::bus::Bus;
 use crate::clock::{Clock, unix_ms};
 use crate::fleet::NodeTable;
 use crate::metrics::{Metrics, ScrapeFormat, Scrapes};
 use crate::notices::{self, Notice};
 use crate::store::Store;
+use crate::token_bucket::TokenBucket;
 
 /// Settings of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]

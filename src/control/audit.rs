@@ -9,10 +9,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::http::Problem;
-use super::rate::TokenBucket;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
+use crate::token_bucket::TokenBucket;
 
 /// The audit log.
 pub(crate) struct Audit {

@@ -10,6 +10,8 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::Full;
 use serde_json::Value;
 
+use crate::percent::percent_decode;
+
 /// An error response of the admin API: a mistake of the caller, or something that the node cannot do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -83,25 +85,6 @@ pub(super) fn parameter(query: &str, name: &str) -> Result<Option<String>, Probl
     let broken =
         || Problem::bad_request(format!("parameter {name:?}: expected valid percent-encoding"));
     value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()
-}
-
-/// Decodes percent-encoding. `None`: a percent sign without two hex digits, or the result is not UTF-8.
-pub(super) fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first != b'%' {
-            bytes.push(first);
-            rest = tail;
-            continue;
-        }
-        let [high, low, after @ ..] = tail else { return None };
-        // `from_str_radix` takes a sign too.
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        bytes.push((digit(*high)? << 4 | digit(*low)?) as u8);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// The number in a query parameter; `default` if the parameter is missing.
@@ -179,17 +162,4 @@ pub(super) fn add_status_fields(response: &mut Response<Full<Bytes>>) {
         _ => return,
     };
     response.headers_mut().insert(name, HeaderValue::from_static(value));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percent_sign_is_followed_by_two_hex_digits_and_no_sign() {
-        assert_eq!(percent_decode("a%2Fb%c3%a9").as_deref(), Some("a/bé"));
-        for wrong in ["%+1", "%-1", "% 1", "%1", "%", "%zz", "%C3%28"] {
-            assert_eq!(percent_decode(wrong), None, "{wrong}");
-        }
-    }
 }

@@ -1,10 +1,9 @@
-//! Control plane: the admin API and the purge bus. No code of this room runs on the request path, and a
-//! hit never waits for it.
+//! The admin API, with its dashboard, tokens and certificates. No code of this room runs on the request path,
+//! and a hit never waits for it.
 
 pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod body_budget;
-pub(crate) mod bus;
 mod dashboard;
 mod dns_calls;
 #[cfg(any(test, fuzzing))]
@@ -22,8 +21,6 @@ pub(crate) mod prefetch;
 mod prefetch_calls;
 mod purge_calls;
 pub(crate) mod purge_request;
-pub(crate) mod rate;
-pub(crate) mod refresh;
 mod site_calls;
 mod sitemap;
 pub(crate) mod tls;

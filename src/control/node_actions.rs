@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use super::purge_request::SiteLookup;
-use super::refresh::Refresh;
+use crate::bus::refresh::Refresh;
 
 /// The parameters of `GET /overview`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     /// All zones, or one, as zone files, with the addresses for this client.
     ///
     /// # Errors
-    /// There is no such zone.
+    /// The name server has no such zone.
     fn export_dns(&self, zone: Option<&str>, client: Option<IpAddr>) -> Result<Value, String>;
     /// Sets the state or the weight of an origin.
     ///

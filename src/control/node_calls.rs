@@ -9,9 +9,9 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 
 use super::admin::Admin;
-use super::bus::HeartbeatAge;
 use super::http::{Problem, absolute_url, check_parameters, json_response, parameter};
 use super::tokens::Caller;
+use crate::bus::HeartbeatAge;
 use crate::cache::KeyHash;
 use crate::fleet::{FleetMember, Readiness, owners};
 
@@ -141,6 +141,7 @@ fn member_as_json(member: &FleetMember) -> Value {
         "fails_to_reach": announcement.unreachable.as_ref().map(|names| {
             names.iter().map(|name| &**name).collect::<Vec<_>>()
         }),
+        "store": announcement.store.as_str(),
         "duplicate_name": announcement.has_duplicate_name,
     })
 }

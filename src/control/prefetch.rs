@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::http::Problem;
 use super::node_actions::NodeActions;
-use super::refresh::{PrefetchOutcome, Refresh};
+use crate::bus::refresh::{PrefetchOutcome, Refresh};
 use crate::metrics::{Metric, Metrics, Recorder};
 
 /// The queue of URLs to fetch.

@@ -11,17 +11,16 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::admin::Admin;
-use super::bus::{
+use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
+use super::node_actions::ConfiguredTag;
+use super::tokens::{Caller, Permission};
+use crate::bus::{
     KnownPurge, NodeState, PurgeRequestError, PurgeResult, PurgeStatus, RecordScope, Wait,
     WaitLimit,
 };
-use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
-use super::node_actions::ConfiguredTag;
-use super::purge_request::PurgeRequest;
-use super::tokens::{Caller, Permission};
 use crate::cache::purge::tag_hash;
 use crate::cache::{PurgeScope, PurgeSequence};
-use crate::purge::PurgeError;
+use crate::purge::{PurgeError, PurgeRequest};
 
 impl Admin {
     /// `POST /purge?wait=none|local|quorum|all&timeout=2s`
@@ -39,6 +38,7 @@ impl Admin {
         drop(body);
         self.check_may_purge(caller, &request.scopes)?;
         let mut warnings = self.tag_warnings(&request.scopes);
+        warnings.extend(asterisk_warnings(&request.scopes));
         if is_dry_run {
             let mut answer = self.dry_run(&request);
             add_warnings(&mut answer, warnings);
@@ -93,7 +93,7 @@ impl Admin {
         url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url))
     }
 
-    /// One warning for each of the first [`TAG_WARNINGS_MAX`] tags that only clients see, or that no response had.
+    /// One warning for each of the first [`WARNINGS_MAX`] tags that only clients see, or that no response had.
     /// The tags of a stored response are not known before it is looked up.
     fn tag_warnings(&self, scopes: &[PurgeScope]) -> Vec<String> {
         let warning = |scope: &PurgeScope| {
@@ -108,7 +108,7 @@ impl Admin {
             };
             Some(format!("tag {tag:?} may purge nothing: {why}"))
         };
-        scopes.iter().filter_map(warning).take(TAG_WARNINGS_MAX).collect()
+        scopes.iter().filter_map(warning).take(WARNINGS_MAX).collect()
     }
 
     /// Runs the purge of a request with the method PURGE, and waits until it is durable on this node.
@@ -250,6 +250,20 @@ fn add_warnings(answer: &mut Value, warnings: Vec<String>) {
     }
 }
 
+/// One warning for each of the first [`WARNINGS_MAX`] URLs and prefixes that have an asterisk, which other CDNs take for a
+/// pattern.
+fn asterisk_warnings(scopes: &[PurgeScope]) -> Vec<String> {
+    let warning = |scope: &PurgeScope| {
+        let (PurgeScope::Url(url) | PurgeScope::Prefix(url)) = scope else { return None };
+        // Each URL is purged for both schemes.
+        let (start, _) = url.split_once('*').filter(|_| url.starts_with("https:"))?;
+        Some(format!(
+            "\"*\" in {url:?} stands for itself, not for any text; to purge all URLs that begin with {start:?}, purge that prefix"
+        ))
+    };
+    scopes.iter().filter_map(warning).take(WARNINGS_MAX).collect()
+}
+
 fn widened_warning(widened: usize) -> String {
     format!(
         "the purge table of this node is full (store.purge_entries_max): its {widened} oldest purges, hard ones too, became one soft purge of everything; raise store.purge_entries_max, or purge by tag, prefix or site"
@@ -374,12 +388,23 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const LIST_MAX: usize = 1000;
 /// Scopes listed in an audit line; of the others only their number is.
 const AUDITED_MAX: usize = 20;
-/// Warnings of tags in one answer.
-const TAG_WARNINGS_MAX: usize = 20;
+/// Warnings about tags, and about URLs with an asterisk, in one answer: of each kind this many.
+const WARNINGS_MAX: usize = 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_asterisk_in_a_url_is_warned_about() {
+        let url = |url: &str| PurgeScope::Url(url.into());
+        let scopes = [url("https://a.test/n/*"), url("http://a.test/n/*"), url("https://a.test/")];
+        let warnings = asterisk_warnings(&scopes);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].ends_with("begin with \"https://a.test/n/\", purge that prefix"));
+        assert_eq!(asterisk_warnings(&[PurgeScope::Prefix("https://a.test/*".into())]).len(), 1);
+        assert!(asterisk_warnings(&[PurgeScope::Tag("*".into()), PurgeScope::All]).is_empty());
+    }
 
     #[test]
     fn wait_and_timeout_are_parsed_and_checked() {

@@ -1,25 +1,12 @@
-//! A request to purge: parsed from the JSON body of `POST /purge`, or built from the URL of an HTTP request
-//! with the method PURGE.
+//! Reads a [`PurgeRequest`] from the JSON body of `POST /purge`, or from the URL of an HTTP request with the
+//! method PURGE.
 
 use http::Uri;
 
 use super::http::{Problem, absolute_url};
 use super::json_fields::JsonFields;
 use crate::cache::{PurgeKind, PurgeScope};
-
-/// A valid request to purge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PurgeRequest {
-    /// The scopes to purge, at least one. A URL or prefix gives two scopes, one per scheme;
-    /// [`SCOPES_MAX`] limits the `urls` and `tags` of the request.
-    pub scopes: Vec<PurgeScope>,
-    /// Soft: mark as stale. Hard: remove.
-    pub kind: PurgeKind,
-    /// A note for the audit log, at most [`REASON_CHARS_MAX`] characters.
-    pub reason: Option<String>,
-    /// Number of purged objects, most requested first, that each node fetches again.
-    pub refresh: usize,
-}
+use crate::purge::PurgeRequest;
 
 /// Maximum number of `urls` and `tags` of one call.
 pub(crate) const SCOPES_MAX: usize = 10_000;
@@ -78,7 +65,7 @@ pub(crate) trait SiteLookup {
     /// Checks that a site with this name exists.
     ///
     /// # Errors
-    /// There is none; the message suggests a similar name.
+    /// No site has this name; the message suggests a similar one.
     fn check_site(&self, name: &str) -> Result<(), String>;
 }
 

@@ -142,6 +142,17 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
+    /// The tokens that may purge single sites: the name of the token, and of each site.
+    pub(crate) fn purged_sites(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().flat_map(|token| {
+            let sites: &[String] = match &token.permission {
+                Permission::Purge(sites) => &sites[..],
+                Permission::All | Permission::Read => &[],
+            };
+            sites.iter().map(|site| (&*token.name, &**site))
+        })
+    }
+
     /// Authenticates a caller by its certificate or, if the file does not have its name, by the
     /// `Authorization` field.
     ///
@@ -236,7 +247,9 @@ fn parse_line(line: &str) -> Result<Token, &'static str> {
     let (Some(name), Some(permission), Some(credential), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
-        return Err("expected NAME all|read|purge:SITE,SITE sha256:HEX|certificate:DNS-NAME");
+        return Err(
+            "expected NAME all|read|purge:SITE,SITE sha256:HEX|certificate:DNS-NAME; `skerry token NAME` makes such a line",
+        );
     };
     let permission = match permission {
         "all" => Permission::All,

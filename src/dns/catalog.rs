@@ -97,21 +97,43 @@ pub(super) enum SearchResult<'a> {
     NoZone,
 }
 
-/// A mistake in the zones: the zone's index, the record's index if one is the cause, and the reason.
+/// A mistake in the zones.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ZoneMistake {
     /// The index of the zone.
     pub zone: usize,
-    /// The record, or the zone as a whole.
-    pub record: Option<usize>,
+    /// The part of the zone that is the cause.
+    pub part: ZonePart,
     /// The mistake, and its remedy.
     pub message: String,
+}
+
+/// A part of a zone, by its index in [`ZoneSettings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZonePart {
+    /// The zone as a whole.
+    Whole,
+    /// A record.
+    Record(usize),
+    /// An edge name.
+    Edge(usize),
+}
+
+impl From<Option<usize>> for ZonePart {
+    fn from(record: Option<usize>) -> Self {
+        record.map_or(Self::Whole, Self::Record)
+    }
 }
 
 impl Entry {
     /// The records of a type.
     pub(super) fn set(&self, kind: u16) -> Option<&RecordSet> {
         self.sets.iter().find(|set| set.kind == kind)
+    }
+
+    /// Whether the name exists only because names below it do (RFC 4592 §2.2.2).
+    pub(super) fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.edge.is_none()
     }
 
     /// Whether the name is a zone cut to a zone that is not served here.
@@ -191,7 +213,7 @@ impl Catalog {
             Authority::Own if record.kind == DS => Some(
                 "has a record DS and no delegation: it belongs beside the records NS of a signed zone below; that of this zone itself belongs into the zone above".to_owned(),
             ),
-            Authority::Delegated | Authority::Below { .. } if !belongs_to_cut || entry.edge.is_some() => Some(
+            Authority::Delegated | Authority::Below { .. } if !belongs_to_cut => Some(
                 "is delegated by a record NS, so that the name servers named there answer for it: leave the record out".to_owned(),
             ),
             Authority::Delegated if record.kind == NS => {
@@ -203,6 +225,50 @@ impl Catalog {
             }
             _ => None,
         }
+    }
+
+    /// The mistake of an edge name that its zone cannot answer for.
+    fn mistake_of_edge(&self, zone: usize, name: &[u8]) -> Option<String> {
+        let found = self.search(&LowerName::read(name)?);
+        let other = match found {
+            SearchResult::Name(entry) | SearchResult::Delegation { cut: entry, .. } => entry.zone,
+            SearchResult::NoName { zone } => zone,
+            SearchResult::NoZone => return None,
+        };
+        if usize::from(other) != zone {
+            let other = &self.zones[usize::from(other)].name;
+            return Some(format!("belongs to the zone {other:?}: move it to that zone"));
+        }
+        let SearchResult::Delegation { name_length, .. } = found else { return None };
+        let cut = name::to_text(&name[name.len() - name_length..]);
+        Some(format!(
+            "is delegated by the record NS of {cut}, so that the name servers named there answer for it: leave the edge name out"
+        ))
+    }
+
+    /// The mistake of a name server that has no address in the zones that are served here.
+    fn mistake_of_server(&self, server: &str, zone: &ZoneSettings) -> Option<String> {
+        let (wire, apex) = (name::from_text(server).ok()?, name::from_text(&zone.name).ok()?);
+        let found = self.search(&LowerName::read(&wire)?);
+        // A wildcard gives no glue.
+        let entry = self.entry(&wire);
+        let has_address = |entry: &Entry| {
+            entry.edge.is_some() || [A, AAAA].into_iter().any(|kind| entry.set(kind).is_some())
+        };
+        if name::is_within(&wire, &apex) {
+            return (!entry.is_some_and(has_address)).then(|| {
+                format!("the name server {server:?} is in the zone and has no address: add a record A or AAAA")
+            });
+        }
+        let other = match found {
+            SearchResult::Name(entry) if !has_address(entry) => entry.zone,
+            SearchResult::NoName { zone } => zone,
+            _ => return None,
+        };
+        let other = &self.zones[usize::from(other)].name;
+        Some(format!(
+            "the name server {server:?} is in the zone {other:?} and has no address there: add a record A or AAAA to that zone"
+        ))
     }
 
     /// Every name with its entry, those of a zone together and each below its parent.
@@ -310,18 +376,19 @@ struct Builder {
 }
 
 impl Builder {
-    fn mistake(&mut self, record: Option<usize>, message: String) {
-        self.mistakes.push(ZoneMistake { zone: self.zone, record, message });
+    fn mistake(&mut self, part: impl Into<ZonePart>, message: String) {
+        self.mistakes.push(ZoneMistake { zone: self.zone, part: part.into(), message });
     }
 
     fn add_zone(&mut self, catalog: &mut Catalog, zone: &ZoneSettings) {
         let apex = match name::from_text(&zone.name) {
             Ok(apex) if apex.len() > 1 => apex,
-            Ok(_) => return self.mistake(None, "the root cannot be served".to_owned()),
-            Err(error) => return self.mistake(None, error),
+            Ok(_) => return self.mistake(ZonePart::Whole, "the root cannot be served".to_owned()),
+            Err(error) => return self.mistake(ZonePart::Whole, error),
         };
         if self.apexes.contains(&apex) {
-            return self.mistake(None, format!("there are two zones named {:?}", zone.name));
+            return self
+                .mistake(ZonePart::Whole, format!("there are two zones named {:?}", zone.name));
         }
         // This zone, no longer a zone above it, answers for these names.
         let parent = catalog.parent_side(&apex);
@@ -333,12 +400,12 @@ impl Builder {
                 catalog.zones[self.zone].soa.contents.push(soa.content.clone());
                 own.push(soa);
             }
-            Err(error) => return self.mistake(None, error),
+            Err(error) => return self.mistake(ZonePart::Whole, error),
         }
         for server in &zone.name_servers {
             match record::ns(zone, server) {
                 Ok(ns) => own.push(ns),
-                Err(error) => self.mistake(None, error),
+                Err(error) => self.mistake(ZonePart::Whole, error),
             }
         }
         own.iter().for_each(|record| self.add(catalog, &apex, None, record));
@@ -355,7 +422,16 @@ impl Builder {
         for (at, edge) in zone.edges.iter().enumerate() {
             let number = catalog.edges.len() as u32;
             catalog.edges.push((self.zone, at));
-            catalog.entry_mut(self.zone, &edge.name, apex.len()).edge = Some(number);
+            if !name::is_within(&edge.name, &apex) {
+                let (name, zone) = (name::to_text(&edge.name), name::to_text(&apex));
+                self.mistake(ZonePart::Edge(at), format!("{name} is not in the zone {zone}"));
+                continue;
+            }
+            let other = catalog.entry_mut(self.zone, &edge.name, apex.len()).edge.replace(number);
+            if other.is_some() {
+                let name = name::to_text(&edge.name);
+                self.mistake(ZonePart::Edge(at), format!("there are two edge names {name}"));
+            }
         }
     }
 
@@ -382,15 +458,23 @@ impl Builder {
                 self.mistake(at, "the record stands twice".to_owned());
             } else {
                 set.contents.push(record.content.clone());
-                let bytes: usize = set.contents.iter().map(|content| content.len() + 12).sum();
-                if bytes > SET_BYTES_MAX {
-                    self.mistake(at, format!("the records of this type at {owner} take more than {SET_BYTES_MAX} bytes"));
-                }
+                self.check_size(at, &owner, set);
             }
             return;
         }
         let contents = vec![record.content.clone()];
-        entry.sets.push(RecordSet { kind: record.kind, ttl: record.ttl, contents });
+        let set = RecordSet { kind: record.kind, ttl: record.ttl, contents };
+        self.check_size(at, &owner, &set);
+        entry.sets.push(set);
+    }
+
+    fn check_size(&mut self, at: Option<usize>, owner: &str, set: &RecordSet) {
+        let bytes: usize = set.contents.iter().map(|content| content.len() + 12).sum();
+        if bytes > SET_BYTES_MAX {
+            let message =
+                format!("the records of this type at {owner} take more than {SET_BYTES_MAX} bytes");
+            self.mistake(at, message);
+        }
     }
 
     /// The checks that need all records.
@@ -426,16 +510,18 @@ impl Builder {
                 self.mistake(Some(at), format!("{owner} belongs to the zone {other:?}"));
             }
         }
+        for (at, edge) in zone.edges.iter().enumerate() {
+            if let Some(message) = catalog.mistake_of_edge(self.zone, &edge.name) {
+                let name = name::to_text(&edge.name);
+                self.mistake(ZonePart::Edge(at), format!("{name} {message}"));
+            }
+        }
         if self.mistakes.len() > mistakes {
             return;
         }
         for server in &zone.name_servers {
-            let Ok(wire) = name::from_text(server) else { continue };
-            let Ok(apex) = name::from_text(&zone.name) else { continue };
-            let needs_address = name::is_within(&wire, &apex);
-            let is_edge = catalog.entry(&wire).is_some_and(|entry| entry.edge.is_some());
-            if needs_address && !is_edge && catalog.addresses(&wire).next().is_none() {
-                self.mistake(None, format!("the name server {server:?} is in the zone and has no address: add a record A or AAAA"));
+            if let Some(message) = catalog.mistake_of_server(server, zone) {
+                self.mistake(ZonePart::Whole, message);
             }
         }
     }

@@ -63,7 +63,7 @@ impl Counts {
         }
         if let Some((edge, region)) = response.edge {
             plan.region_counts[edge as usize][region].fetch_add(1, Ordering::Relaxed);
-            let state = plan.edges[edge as usize].best_state;
+            let state = plan.edges[edge as usize].state_for(response.kind);
             self.not_ready += u64::from(state != Some(EdgeState::Ready));
         }
     }

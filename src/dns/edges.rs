@@ -9,14 +9,16 @@
 //! ```
 //! Only nodes in the best state that the name has are used: ready ones; if there are none, draining ones; if
 //! there are none of these either, all, because a client that cannot connect tries another address, and a
-//! client without an address cannot try at all.
+//! client without an address cannot try at all. For queries of type A the nodes that have IPv4 count.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use geo::{Place, UnitVector};
 use ipnet::IpNet;
 
+use super::labels::A;
 use super::settings::{
     ADDRESSES_MAX, EdgeNode, EdgeSettings, EdgeState, REGIONS_MAX, RegionByClient, RegionPolicy,
 };
@@ -24,15 +26,23 @@ use super::settings::{
 /// An edge name, ready to answer.
 #[derive(Debug)]
 pub(super) struct EdgeName {
+    /// In wire form and lower case.
+    pub name: Box<[u8]>,
     pub ttl: u32,
     pub addresses_max: usize,
     pub policy: RegionPolicy,
     pub regions: Vec<EdgeRegion>,
     /// The state of the nodes that are answered. `None`: there is no address at all.
     pub best_state: Option<EdgeState>,
+    /// The same for queries of type A. Where no node has IPv4, that of all nodes.
+    pub best_state_v4: Option<EdgeState>,
     /// Whether there is a record HTTPS.
     pub https: bool,
     map: Vec<(RegionByClient, Option<usize>)>,
+    /// The regions with nodes in the best state, as a set of bits.
+    usable: u64,
+    /// The regions with IPv4 addresses. Where no region has one, those in `usable`.
+    usable_v4: u64,
 }
 
 /// A region of an edge name.
@@ -50,8 +60,8 @@ pub(super) struct EdgeRegion {
     pub v6: AddressSet<16>,
 }
 
-/// Addresses of one family with their weights.
-#[derive(Debug, Default)]
+/// Addresses of one family with their weights, each once.
+#[derive(Debug)]
 pub(super) struct AddressSet<const N: usize> {
     addresses: Vec<(u32, [u8; N])>,
     total: u64,
@@ -72,9 +82,9 @@ pub(super) struct RegionChoice {
 pub(crate) enum ChoiceReason {
     /// An entry of `map`.
     Map,
-    /// It is the nearest one that has nodes.
+    /// The region is the nearest one that has nodes.
     Nearest,
-    /// It is the first one that has nodes.
+    /// The region is the first one that has nodes.
     Order,
     /// By weight, at random.
     Weight,
@@ -123,31 +133,46 @@ impl EdgeName {
         }
         names.truncate(REGIONS_MAX);
         let is_used = |node: &&EdgeNode| names.contains(&&node.region) && node.is_answerable();
-        let best_state =
-            nodes.iter().filter(is_used).map(|node| node.state).min_by_key(|it| *it as u8);
-        let used = nodes.iter().filter(is_used).filter(|node| Some(node.state) == best_state);
-        let used: Vec<&EdgeNode> = used.collect();
-        let region = |name: &&Arc<str>| EdgeRegion::new(name, settings, nodes, &used);
+        let best_state = nodes.iter().filter(is_used).map(|node| node.state).min();
+        let with_v4 = nodes.iter().filter(is_used).filter(|node| node.has_v4());
+        let best_state_v4 = with_v4.map(|node| node.state).min().or(best_state);
+        let in_state = |state: Option<EdgeState>| -> Vec<&EdgeNode> {
+            nodes.iter().filter(is_used).filter(|node| Some(node.state) == state).collect()
+        };
+        let (used, used_v4) = (in_state(best_state), in_state(best_state_v4));
+        let region = |name: &&Arc<str>| EdgeRegion::new(name, settings, nodes, &used, &used_v4);
         let regions: Vec<EdgeRegion> = names.iter().map(region).collect();
         let position = |region: &str| regions.iter().position(|it| &*it.name == region);
         let map = settings.map.iter().map(|entry| (entry.clone(), position(&entry.region)));
+        let usable = region_set(&regions, |it| used.iter().any(|node| node.region == it.name));
+        let usable_v4 = match region_set(&regions, |region| region.v4.len() > 0) {
+            0 => usable,
+            with_v4 => with_v4,
+        };
         Self {
+            name: settings.name.clone(),
             ttl: settings.ttl,
             addresses_max: settings.addresses_max,
             policy: settings.policy,
             map: map.collect(),
             best_state,
+            best_state_v4,
             https: settings.https && has_https,
+            usable,
+            usable_v4,
             regions,
         }
     }
 
-    /// Chooses the region for a client. `locate` is called at most once, and only if the choice depends on the
-    /// place: it returns the place and the length of the network that is there. `None`: there is no address.
+    /// Chooses the region for a query of type `kind` from a client. `locate` is called at most once, and only if the choice depends
+    /// on the place: it returns the place and the length of the network that is there. `None`: there is no address.
+    ///
+    /// A query of type A passes over regions without IPv4: a client without IPv6 would get no address at all. One of type AAAA
+    /// does not pass over regions without IPv6: clients prefer IPv6, and one with both families would use a far region.
     #[inline]
     pub(super) fn choose(
         &self,
-        client: IpAddr,
+        (client, kind): (IpAddr, u16),
         locate: impl FnOnce(IpAddr) -> (Place, u8),
         dice: &mut Dice,
     ) -> Option<RegionChoice> {
@@ -158,14 +183,16 @@ impl EdgeName {
         if needs_place {
             (place, scope) = locate(client);
         }
-        let (first, why) = match self.mapped(client, &place, &mut scope) {
+        let among = if kind == A { self.usable_v4 } else { self.usable };
+        let mapped = self.mapped(client, &place, &mut scope);
+        let (first, why) = match mapped.filter(|region| among & (1 << region) != 0) {
             Some(region) => (region, ChoiceReason::Map),
-            None => self.by_policy(&place, 0, dice)?,
+            None => self.by_policy(&place, among, dice)?,
         };
         let overflow = self.regions[first].overflow;
         if overflow > 0 && dice.next() as u32 <= overflow {
-            let full = self.full_regions();
-            if let Some((region, _)) = self.by_policy(&place, full, dice) {
+            let full = region_set(&self.regions, |region| region.overflow > 0);
+            if let Some((region, _)) = self.by_policy(&place, among & !full, dice) {
                 return Some(RegionChoice { region, why: ChoiceReason::Overflow, scope });
             }
         }
@@ -174,30 +201,33 @@ impl EdgeName {
 
     /// The region by policy for clients at `place`, apart from overflow.
     pub(super) fn for_place(&self, place: &Place) -> Option<usize> {
-        self.by_policy(place, 0, &mut Dice(0)).map(|(region, _)| region)
+        self.by_policy(place, self.usable, &mut Dice(0)).map(|(region, _)| region)
     }
 
-    /// The usable region of the first entry that matches.
+    /// The state of the nodes that answers to queries of type `kind` name.
+    pub(super) fn state_for(&self, kind: u16) -> Option<EdgeState> {
+        if kind == A { self.best_state_v4 } else { self.best_state }
+    }
+
+    /// The region of the first entry that matches.
     fn mapped(&self, client: IpAddr, place: &Place, scope: &mut u8) -> Option<usize> {
         for (entry, region) in &self.map {
             if entry.matches(client, place, scope) {
-                return region.filter(|region| self.regions[*region].is_usable());
+                return *region;
             }
         }
         None
     }
 
-    /// The region by policy, among those that have nodes and are not in the set `without`.
+    /// The region by policy, of those in the set `among`.
     fn by_policy(
         &self,
         place: &Place,
-        without: u64,
+        among: u64,
         dice: &mut Dice,
     ) -> Option<(usize, ChoiceReason)> {
-        let usable = || {
-            let regions = self.regions.iter().enumerate();
-            regions.filter(move |(at, region)| without & (1 << at) == 0 && region.is_usable())
-        };
+        let usable =
+            || self.regions.iter().enumerate().filter(move |(at, _)| among & (1 << at) != 0);
         match (self.policy, place.unit_vector()) {
             (RegionPolicy::Nearest, Some(from)) => {
                 let closeness = |region: &EdgeRegion| {
@@ -227,18 +257,38 @@ impl EdgeName {
             _ => usable().next().map(|(at, _)| (at, ChoiceReason::Order)),
         }
     }
+}
 
-    /// The regions above `load_max`, as a set of bits.
-    fn full_regions(&self) -> u64 {
-        let regions = self.regions.iter().enumerate();
-        regions.filter(|(_, region)| region.overflow > 0).fold(0, |set, (at, _)| set | 1 << at)
-    }
+/// The regions that are in a set, as bits.
+fn region_set(regions: &[EdgeRegion], is_in: impl Fn(&EdgeRegion) -> bool) -> u64 {
+    let regions = regions.iter().enumerate();
+    regions.filter(|(_, region)| is_in(region)).fold(0, |set, (at, _)| set | 1 << at)
 }
 
 impl EdgeNode {
     /// Whether an answer may name it in some state.
     fn is_answerable(&self) -> bool {
         self.weight > 0 && !self.addresses.is_empty()
+    }
+
+    fn has_v4(&self) -> bool {
+        self.addresses_v4().next().is_some()
+    }
+
+    fn addresses_v4(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let v4 = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        self.addresses.iter().filter_map(v4)
+    }
+
+    fn addresses_v6(&self) -> impl Iterator<Item = Ipv6Addr> {
+        let v6 = |address: &IpAddr| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        };
+        self.addresses.iter().filter_map(v6)
     }
 
     /// Its share among the nodes of its region: its weight, less what is in use, but never nothing, so that a
@@ -250,22 +300,19 @@ impl EdgeNode {
 }
 
 impl EdgeRegion {
+    /// `used`, `used_v4`: the nodes of all regions whose IPv6 and IPv4 addresses are answered.
     fn new(
         name: &Arc<str>,
         settings: &EdgeSettings,
         nodes: &[EdgeNode],
         used: &[&EdgeNode],
+        used_v4: &[&EdgeNode],
     ) -> Self {
         let used = || used.iter().filter(|node| node.region == *name);
-        let (mut v4, mut v6) = (AddressSet::default(), AddressSet::default());
-        for node in used() {
-            for address in &node.addresses {
-                match address {
-                    IpAddr::V4(address) => v4.push(node.share(), address.octets()),
-                    IpAddr::V6(address) => v6.push(node.share(), address.octets()),
-                }
-            }
-        }
+        let used_v4 = used_v4.iter().filter(|node| node.region == *name);
+        let v4 = used_v4.flat_map(|it| it.addresses_v4().map(move |ip| (ip.octets(), it.share())));
+        let v6 = used().flat_map(|it| it.addresses_v6().map(move |ip| (ip.octets(), it.share())));
+        let (v4, v6) = (AddressSet::new(v4), AddressSet::new(v6));
         let weights: u64 = used().map(|node| u64::from(node.weight)).sum();
         let loads: f32 = used().map(|node| node.load * f32::from(node.weight)).sum();
         let load = if weights > 0 { loads / weights as f32 } else { 0.0 };
@@ -290,9 +337,17 @@ impl EdgeRegion {
 }
 
 impl<const N: usize> AddressSet<N> {
-    fn push(&mut self, weight: u32, address: [u8; N]) {
-        self.addresses.push((weight, address));
-        self.total += u64::from(weight);
+    /// Nodes that share an address, such as that of a load balancer, have one entry with the weights of all: an answer must not have
+    /// a record twice (RFC 2181 §5).
+    fn new(addresses: impl Iterator<Item = ([u8; N], u32)>) -> Self {
+        let mut weights: BTreeMap<[u8; N], u32> = BTreeMap::new();
+        for (address, weight) in addresses {
+            let sum = weights.entry(address).or_default();
+            *sum = sum.saturating_add(weight);
+        }
+        let total = weights.values().map(|weight| u64::from(*weight)).sum();
+        let addresses = weights.into_iter().map(|(address, weight)| (weight, address));
+        Self { addresses: addresses.collect(), total }
     }
 
     /// The number of addresses.
@@ -350,7 +405,8 @@ impl RegionByClient {
     }
 }
 
-/// The length of the shortest prefix of `address` whose addresses are all in the network, or all outside.
+/// The length of the shortest prefix of `address` whose addresses are all in the network, or all outside. At least 1: an answer of
+/// scope 0 is for the clients of both address families (RFC 7871 §7.3.1), and a network has addresses of one.
 fn bits_that_tell(address: IpAddr, network: &IpNet) -> u8 {
     let common = match (address, network) {
         (IpAddr::V4(address), IpNet::V4(network)) => {
@@ -359,9 +415,9 @@ fn bits_that_tell(address: IpAddr, network: &IpNet) -> u8 {
         (IpAddr::V6(address), IpNet::V6(network)) => {
             (address.to_bits() ^ network.network().to_bits()).leading_zeros()
         }
-        _ => return 0,
+        _ => return 1,
     };
-    (common as u8).saturating_add(1).min(network.prefix_len())
+    (common as u8).saturating_add(1).min(network.prefix_len().max(1))
 }
 
 /// The least share of a node of its weight.

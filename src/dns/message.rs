@@ -9,7 +9,7 @@
 //! (draft-vixie-dnsext-dns0x20). The size of the OPT record is set aside before the first record is written.
 
 use super::labels::{IN, Rcode};
-use super::query::{COOKIE, HEADER, NSID, OPT, SUBNET};
+use super::query::{COOKIE, HEADER, NSID, OPCODE, OPT, SUBNET};
 
 /// The sections that hold records, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +167,8 @@ impl OptRecord<'_> {
 /// The flags of a response's header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flags {
-    /// The first four bytes of the query: id, opcode, RD and CD are repeated.
+    /// The first four bytes of the query: id and opcode are repeated, RD and CD too if the opcode is QUERY, for which alone they
+    /// are defined.
     pub start: [u8; 4],
     /// AA: the answer comes from the zone's own data.
     pub authoritative: bool,
@@ -179,8 +180,8 @@ impl Flags {
     fn encode(self, rcode: Rcode) -> [u8; 4] {
         let [high, low, first, second] = self.start;
         let (aa, tc) = (u8::from(self.authoritative) << 2, u8::from(self.truncated) << 1);
-        let repeated = first & OPCODE_AND_RD;
-        [high, low, 0x80 | repeated | aa | tc, (second & CD) | (rcode.code() as u8 & 0x0f)]
+        let (rd, cd) = if first & OPCODE == 0 { (first & RD, second & CD) } else { (0, 0) };
+        [high, low, 0x80 | (first & OPCODE) | aa | tc | rd, cd | (rcode.code() as u8 & 0x0f)]
     }
 }
 
@@ -210,7 +211,7 @@ const OPT_HEAD: usize = 11;
 const OPTION_HEAD: usize = 4;
 /// Where the scope stands in the option CLIENT-SUBNET.
 const SCOPE_AT: usize = 3;
-const OPCODE_AND_RD: u8 = 0x79;
+const RD: u8 = 0x01;
 const CD: u8 = 0x10;
 
 #[cfg(test)]

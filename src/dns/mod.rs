@@ -34,7 +34,7 @@ mod tests;
 mod udp;
 mod zone_text;
 
-pub(crate) use catalog::Catalog;
+pub(crate) use catalog::{Catalog, ZonePart};
 pub(crate) use name::from_text as wire_name;
 pub(crate) use record::{ZoneRecord, parse as parse_records};
 pub(crate) use report::DnsQuestion;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog::{Catalog, ZoneMistake};
 use super::edges::EdgeName;
-use super::name;
 use super::rate::RateLimit;
 use super::settings::{EdgeNode, EdgeSettings, EdgeState, Settings};
 
@@ -88,14 +87,9 @@ impl DnsPlan {
 }
 
 impl DnsPlan {
-    /// Each edge name with the state of the nodes that it answers.
-    pub(super) fn edge_states(&self) -> Vec<(String, Option<EdgeState>)> {
-        let names = self.catalog.sorted().into_iter();
-        let states = names.filter_map(|(name, entry)| {
-            let edge = &self.edges[entry.edge? as usize];
-            Some((name::to_text(name), edge.best_state))
-        });
-        states.collect()
+    /// Each edge name with the states of the nodes that it answers: of all, and of those with IPv4.
+    pub(super) fn edge_states(&self) -> impl Iterator<Item = (&[u8], [Option<EdgeState>; 2])> {
+        self.edges.iter().map(|edge| (&*edge.name, [edge.best_state, edge.best_state_v4]))
     }
 }
 

@@ -81,7 +81,7 @@ impl<'a> Query<'a> {
     /// Parses a message.
     ///
     /// # Errors
-    /// It is no query, or broken, or of another opcode than QUERY.
+    /// The message is no query, or broken, or of another opcode than QUERY.
     pub(super) fn parse(message: &'a [u8]) -> Result<Self, Unanswerable> {
         let header: &[u8; HEADER] = message.first_chunk().ok_or(Unanswerable::Silence)?;
         let start = [header[0], header[1], header[2], header[3]];
@@ -277,7 +277,8 @@ fn be16(bytes: &[u8]) -> u16 {
 /// The length of a message's header.
 pub(super) const HEADER: usize = 12;
 const QR: u8 = 0x80;
-const OPCODE: u8 = 0x78;
+/// The bits of the opcode in the third byte of a message.
+pub(super) const OPCODE: u8 = 0x78;
 const DO: u8 = 0x80;
 /// The type of the OPT record.
 pub(super) const OPT: u16 = 41;
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_query_gets_no_answer_at_all() {
+    fn bytes_that_cannot_be_a_query_get_no_answer() {
         for bytes in [&b""[..], &[0; 11], &[0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
             assert_eq!(Query::parse(bytes), Err(Unanswerable::Silence), "{bytes:?}");
         }

@@ -14,11 +14,11 @@ use foldhash::fast::RandomState;
 /// The verdict on a response by UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RateVerdict {
-    /// It is sent.
+    /// The response is sent.
     Send,
-    /// It is cut to a truncated response: a client that is there asks again by TCP.
+    /// The response is truncated: a client that is there asks again by TCP.
     Truncate,
-    /// It is not sent.
+    /// The response is not sent.
     Drop,
 }
 

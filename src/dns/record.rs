@@ -90,7 +90,7 @@ fn parse_entry(words: &[&str], origin: &Name, ttl: u32) -> Result<ZoneRecord, St
         // The parser reads owner, TTL and class.
         Some(_) => line.push_str(" A 0.0.0.0"),
         None => {
-            // It knows the zone's name as `@` only as the owner.
+            // The parser knows the zone's name as `@` only as the owner.
             let absolute = format!("{origin}");
             let content = content.iter().map(|word| if *word == "@" { &absolute } else { *word });
             line = [&[&*line, kind], &content.collect::<Vec<_>>()[..]].concat().join(" ");
@@ -102,6 +102,10 @@ fn parse_entry(words: &[&str], origin: &Name, ttl: u32) -> Result<ZoneRecord, St
     let record = record.ok_or(EXPECTED)?;
     if record.dns_class != DNSClass::IN {
         return Err(format!("the class {} is not served, only IN", record.dns_class));
+    }
+    if record.ttl > TTL_MAX {
+        let ttl = record.ttl;
+        return Err(format!("expected a TTL of at most {TTL_MAX} s, found {ttl} s (RFC 2181 §8)"));
     }
     of(&record.name, record.ttl, data.as_ref().unwrap_or(&record.data))
 }
@@ -292,6 +296,8 @@ fn quoted(text: &[u8]) -> String {
 const EXPECTED: &str = "expected a record such as \"www 300 A 192.0.2.1\"";
 /// The generic form of four bytes.
 const GENERIC_EXAMPLE: &str = r"\# 4 C0000201";
+/// Resolvers take a greater one as 0.
+const TTL_MAX: u32 = i32::MAX as u32;
 /// Secondary servers would follow these (RFC 1912 §2.2); the server makes no zone transfers.
 const SOA_REFRESH: i32 = 14_400;
 const SOA_RETRY: i32 = 3600;
@@ -399,6 +405,11 @@ mod tests {
     fn a_broken_line_is_a_mistake() {
         assert!(error("www A 192.0.2.300").contains("invalid IPv4 address"));
         assert!(error("www").contains("expected a record"));
+        assert_eq!(one("www 2147483647 A 192.0.2.1").ttl, 2_147_483_647);
+        assert!(
+            error("www 2147483648 A 192.0.2.1")
+                .contains("at most 2147483647 s, found 2147483648 s")
+        );
         assert!(error("$INCLUDE /etc/passwd").contains("directives"));
         assert!(error("www NOTYPE x").contains("NOTYPE"));
         let message = error("www CNAME edge.example.org");

@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::catalog::{Entry, SearchResult};
 use super::edges::{Dice, EdgeName, EdgeRegion};
-use super::labels::{NS, SOA};
+use super::labels::{A, AAAA, HTTPS, NS, SOA};
 use super::name::{self, LowerName};
 use super::plan::DnsPlan;
 use super::record;
-use super::respond::{DnsTransport, Sender};
+use super::respond::{DnsTransport, Responder, Sender};
 use super::server::NameServer;
 use super::settings::{EdgeState, RegionPolicy, Settings};
+use crate::random::random_u64;
 
 /// A question to explain.
 #[derive(Clone, Debug)]
@@ -79,7 +80,10 @@ impl NameServer {
             format!("{kind:?} is no record type: expected one such as A, AAAA, HTTPS or TYPE65280")
         })?;
         let plan = self.state.plan.load();
-        let message = self.ask(&plan, &question.name, kind, question.client)?;
+        // The answer and its explanation throw the same dice, so that they are about the same region.
+        let dice = random_u64();
+        let client = question.client.map(|client| client.to_canonical());
+        let message = self.ask(&plan, &question.name, kind, client, dice)?;
         let mut explanation = json!({
             "name": name::to_text(&wire),
             "type": record::kind_text(kind),
@@ -92,9 +96,12 @@ impl NameServer {
         let entry = LowerName::read(&wire).map(|name| plan.catalog.search(&name));
         if let Some(SearchResult::Name(entry)) = entry {
             explanation["zone"] = json!(&*plan.catalog.zones[usize::from(entry.zone)].name);
+            explanation["only_names_below"] = json!(entry.is_empty());
         }
-        if let Some((edge, text)) = self.edge_of(&plan, &wire, &message.answers) {
-            explanation["edge"] = self.explain_edge(&text, edge, question.client);
+        let depends_on_client = [A, AAAA, HTTPS].contains(&kind.into());
+        let edge = self.edge_of(&plan, &wire, &message.answers);
+        if let Some((edge, text)) = edge.filter(|_| depends_on_client) {
+            explanation["edge"] = self.explain_edge(&text, edge, (client, kind.into()), dice);
         }
         Ok(explanation)
     }
@@ -103,14 +110,14 @@ impl NameServer {
     /// location; comments say what the clients of each country get.
     ///
     /// # Errors
-    /// There is no such zone.
+    /// The name server has no such zone.
     pub(crate) fn export(
         &self,
         zone: Option<&str>,
         client: Option<IpAddr>,
     ) -> Result<Value, String> {
         let settings = self.settings().clone();
-        let plan = self.state.plan.load();
+        let (plan, client) = (self.state.plan.load(), client.map(|client| client.to_canonical()));
         let wanted = zone.map(|zone| zone.trim_end_matches('.').to_ascii_lowercase());
         let mut files = serde_json::Map::new();
         for (at, zone) in settings.zones.iter().enumerate() {
@@ -127,20 +134,21 @@ impl NameServer {
         }
     }
 
-    /// Asks as a resolver that states the client's address.
+    /// Asks as a resolver that states the client's address. `dice`: chooses regions and nodes.
     fn ask(
         &self,
         plan: &DnsPlan,
         name: &str,
         kind: RecordType,
         client: Option<IpAddr>,
+        dice: u64,
     ) -> Result<Message, String> {
         let mut message = Message::new(0, MessageType::Query, OpCode::Query);
         let mut name = Name::from_str(name).map_err(|error| error.to_string())?;
         name.set_fqdn(true);
         message.add_query(Query::query(name, kind));
         let mut edns = Edns::new();
-        if let Some(client) = client.map(|client| client.to_canonical()) {
+        if let Some(client) = client {
             let bits = if client.is_ipv4() { 32 } else { 128 };
             edns.options_mut().insert(EdnsOption::Subnet(ClientSubnet::new(client, bits, 0)));
         }
@@ -148,7 +156,8 @@ impl NameServer {
         let query = message.to_vec().map_err(|error| error.to_string())?;
         let mut out = vec![0; usize::from(u16::MAX)];
         let sender = Sender { address: NOWHERE, transport: DnsTransport::Tcp, now: 0 };
-        let response = self.responder().respond(plan, &query, sender, &mut out);
+        let mut responder = Responder { dice: Dice(dice), ..self.responder() };
+        let response = responder.respond(plan, &query, sender, &mut out);
         let length = response.ok_or("the query has no response")?.length;
         Message::from_vec(&out[..length]).map_err(|error| error.to_string())
     }
@@ -173,10 +182,17 @@ impl NameServer {
         }
     }
 
-    fn explain_edge(&self, name: &str, edge: &EdgeName, client: Option<IpAddr>) -> Value {
+    fn explain_edge(
+        &self,
+        name: &str,
+        edge: &EdgeName,
+        (client, kind): (Option<IpAddr>, u16),
+        dice: u64,
+    ) -> Value {
         let address = client.unwrap_or(NOWHERE);
         let (place, _) = self.geo.locate_network(address);
-        let choice = edge.choose(address, |address| self.geo.locate_network(address), &mut Dice(0));
+        let locate = |address| self.geo.locate_network(address);
+        let choice = edge.choose((address, kind), locate, &mut Dice(dice));
         let regions = edge.regions.iter().map(|region| region_report(region, &place));
         let mut regions: Vec<Value> = regions.collect();
         // Without a place, they keep their order.
@@ -187,7 +203,7 @@ impl NameServer {
             "country": place.country.map(|country| country.as_str().to_owned()),
             "continent": place.continent.map(|continent| continent.as_str()),
             "asn": place.asn(),
-            "nodes_used": edge.best_state.map(EdgeState::as_str),
+            "nodes_used": edge.state_for(kind).map(EdgeState::as_str),
             "region": choice.map(|choice| edge.regions[choice.region].name.to_string()),
             "why": choice.map(|choice| choice.why.as_str()),
             "scope": choice.map(|choice| choice.scope),
@@ -204,8 +220,8 @@ impl NameServer {
     ) -> Result<String, String> {
         let zone = &settings.zones[at];
         let mut file = format!("$ORIGIN {}.\n", zone.name);
-        let apex = self.ask(plan, &zone.name, RecordType::from(SOA), None)?;
-        let servers = self.ask(plan, &zone.name, RecordType::from(NS), None)?;
+        let apex = self.ask(plan, &zone.name, RecordType::from(SOA), None, 0)?;
+        let servers = self.ask(plan, &zone.name, RecordType::from(NS), None, 0)?;
         let lines = lines(&apex.answers).into_iter().chain(lines(&servers.answers));
         lines.for_each(|line| file.push_str(&format!("{line}\n")));
         for record in &zone.records {
@@ -235,8 +251,10 @@ impl NameServer {
             writeln!(file, ";   region {}: {addresses}: {countries}", region.name)
                 .expect("a String");
         }
-        for kind in [RecordType::A, RecordType::AAAA] {
-            let message = self.ask(plan, name, kind, client)?;
+        // The same dice for all types, so that they are about the same region.
+        let dice = random_u64();
+        for kind in [RecordType::A, RecordType::AAAA, RecordType::HTTPS] {
+            let message = self.ask(plan, name, kind, client, dice)?;
             for line in lines(&message.answers) {
                 writeln!(file, "{line}").expect("a String");
             }

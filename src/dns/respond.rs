@@ -98,62 +98,34 @@ impl Responder {
             }
         };
         let edns = query.edns.as_ref();
-        let checked = edns.and_then(|edns| edns.cookie);
-        let checked = checked.map(|cookie| self.cookies.check(cookie, sender.address, sender.now));
-        let mut opt = edns.map(|edns| OptRecord {
+        let cookie = edns.and_then(|edns| edns.cookie);
+        let cookie = cookie.map(|cookie| self.cookies.check(cookie, sender.address, sender.now));
+        let opt = edns.map(|edns| OptRecord {
             dnssec_ok: edns.dnssec_ok,
             nsid: if edns.nsid { &plan.nsid } else { &[] },
-            cookie: checked.map(|checked| checked.response),
+            cookie: cookie.map(|cookie| cookie.response),
             subnet: edns.subnet.map(|subnet| (subnet.bytes, 0)),
         });
-        let limit = match sender.transport {
-            DnsTransport::Udp => {
-                edns.map_or(PLAIN_PAYLOAD, |edns| edns.payload_max.min(UDP_PAYLOAD))
-            }
-            DnsTransport::Tcp => u16::MAX,
-        };
         let set_aside = opt.map_or(0, |opt| opt.length());
-        let writer = Writer::new(out, query.question, limit.into(), set_aside);
+        let limit = length_max(edns, sender.transport);
         let mut answer = Answering {
             plan,
-            writer,
+            writer: Writer::new(out, query.question, limit.into(), set_aside),
             outcome: Outcome::default(),
             client: client_of(edns, sender.address),
             kind: query.kind,
         };
         answer.run(&query, self);
-        let Answering { mut writer, mut outcome, .. } = answer;
-        let is_truncated = writer.has_overflowed();
-        if is_truncated {
-            writer.truncate();
-            if sender.transport == DnsTransport::Tcp {
-                outcome.rcode = Rcode::ServerFailure;
-            }
-        }
-        if let Some((_, scope)) = opt.as_mut().and_then(|opt| opt.subnet.as_mut()) {
-            *scope = if is_truncated { 0 } else { outcome.scope };
-        }
-        let flags = Flags {
-            start: query.start,
-            authoritative: outcome.is_authoritative,
-            truncated: is_truncated && sender.transport == DnsTransport::Udp,
-        };
-        let (length, opt_start) = writer.finish(flags, outcome.rcode, opt);
-        Some(Response {
-            length,
-            rcode: outcome.rcode,
-            kind: query.kind,
-            is_truncated: flags.truncated,
-            zone: outcome.zone,
-            edge: outcome.edge,
-            subnet: edns
-                .and_then(|edns| edns.subnet)
-                .and_then(|subnet| Some((subnet.address?, subnet.source))),
-            is_verified: checked.is_some_and(|checked| checked.is_verified),
-            class: outcome.class,
-            question_end: HEADER + query.question.len(),
-            opt_start,
-        })
+        let is_verified = cookie.is_some_and(|cookie| cookie.is_verified);
+        Some(Response { is_verified, ..answer.finish(&query, opt, sender.transport) })
+    }
+}
+
+/// The greatest length of a response.
+fn length_max(edns: Option<&Edns<'_>>, transport: DnsTransport) -> u16 {
+    match transport {
+        DnsTransport::Udp => edns.map_or(PLAIN_PAYLOAD, |edns| edns.payload_max.min(UDP_PAYLOAD)),
+        DnsTransport::Tcp => u16::MAX,
     }
 }
 
@@ -266,6 +238,47 @@ impl Answering<'_> {
         self.writer.truncate();
     }
 
+    /// Writes the header and the OPT record, and says what the response is. No client is verified.
+    fn finish(
+        self,
+        query: &Query<'_>,
+        mut opt: Option<OptRecord<'_>>,
+        transport: DnsTransport,
+    ) -> Response {
+        let Self { mut writer, mut outcome, .. } = self;
+        let has_overflowed = writer.has_overflowed();
+        if has_overflowed {
+            writer.truncate();
+            if transport == DnsTransport::Tcp {
+                outcome.rcode = Rcode::ServerFailure;
+            }
+        }
+        if let Some((_, scope)) = opt.as_mut().and_then(|opt| opt.subnet.as_mut()) {
+            *scope = if has_overflowed { 0 } else { outcome.scope };
+        }
+        let is_truncated = has_overflowed && transport == DnsTransport::Udp;
+        let flags = Flags {
+            start: query.start,
+            authoritative: outcome.is_authoritative,
+            truncated: is_truncated,
+        };
+        let (length, opt_start) = writer.finish(flags, outcome.rcode, opt);
+        let subnet = query.edns.as_ref().and_then(|edns| edns.subnet);
+        Response {
+            length,
+            rcode: outcome.rcode,
+            kind: query.kind,
+            is_truncated,
+            zone: outcome.zone,
+            edge: outcome.edge,
+            subnet: subnet.and_then(|subnet| Some((subnet.address?, subnet.source))),
+            is_verified: false,
+            class: outcome.class,
+            question_end: HEADER + query.question.len(),
+            opt_start,
+        }
+    }
+
     /// Ends a response without records.
     fn refuse(&mut self, rcode: Rcode) {
         self.outcome = Outcome { rcode, class: rcode as u64, ..Outcome::default() };
@@ -342,7 +355,7 @@ impl Answering<'_> {
             self.answer_edge(current, entry.zone, edge, responder);
             return None;
         }
-        if self.kind == ANY && (!entry.sets.is_empty() || entry.edge.is_some()) {
+        if self.kind == ANY && !entry.is_empty() {
             // RFC 8482 §4.2.
             self.writer.record(Section::Answer, current.at, HINFO, ANY_TTL, b"\x07RFC8482\x00");
             return None;
@@ -381,7 +394,8 @@ impl Answering<'_> {
         let name = &self.plan.edges[edge as usize];
         let geo = &responder.geo;
         let locate = |address| geo.locate_network(address);
-        let Some(choice) = name.choose(self.client.address, locate, &mut responder.dice) else {
+        let asked = (self.client.address, self.kind);
+        let Some(choice) = name.choose(asked, locate, &mut responder.dice) else {
             return self.refuse(Rcode::ServerFailure);
         };
         self.outcome.edge = Some((edge, choice.region));

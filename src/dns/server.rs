@@ -1,5 +1,7 @@
 //! The running name server: its threads, and the plan that they answer from.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -18,11 +20,12 @@ use super::catalog::ZoneMistake;
 use super::cookie::Cookies;
 use super::counts::DnsMetrics;
 use super::edges::Dice;
+use super::name;
 use super::plan::{DnsPlan, PlanCounters};
 use super::query_log::QueryLog;
 use super::rate::ResponseRates;
 use super::respond::Responder;
-use super::settings::{EdgeNode, ServerSettings, Settings};
+use super::settings::{EdgeNode, EdgeState, ServerSettings, Settings};
 use super::socket::{AddressSockets, DnsBindError};
 use super::tcp::{TcpLimits, TcpThread};
 use super::udp::UdpThread;
@@ -269,6 +272,7 @@ fn serve_tcp(
             limits,
             clients: Default::default(),
             waiting: Default::default(),
+            buffer: RefCell::new(vec![0; usize::from(u16::MAX)].into_boxed_slice()),
         });
         for listener in listeners {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -294,25 +298,35 @@ fn plan(
 
 /// Says of which edge names no node is ready, if that has changed.
 fn log_states(next: &DnsPlan, before: Option<&DnsPlan>) {
-    let states = |plan: &DnsPlan| plan.edge_states();
-    let before = before.map(states).unwrap_or_default();
-    for (name, state) in states(next) {
-        let was = before.iter().find(|(other, _)| *other == name).map(|(_, state)| *state);
-        let is_ready = state == Some(super::settings::EdgeState::Ready);
-        match was {
-            Some(was) if was == state => {}
-            None if is_ready => {}
-            _ => match state {
-                _ if is_ready => tracing::info!("edge name {name}: nodes are ready again"),
-                None => tracing::error!(
-                    "edge name {name}: no node has an address and a weight: queries get SERVFAIL"
-                ),
-                Some(state) => tracing::error!(
-                    "edge name {name}: no node is ready, so that all nodes that are {} are in the answers",
-                    state.as_str()
-                ),
-            },
+    let before: HashMap<_, _> = before.into_iter().flat_map(DnsPlan::edge_states).collect();
+    for (name, states) in next.edge_states() {
+        let was = before.get(name).copied();
+        if was == Some(states) {
+            continue;
         }
+        let name = name::to_text(name);
+        let ([all, v4], [all_were, v4_were]) = (states, was.unwrap_or([READY; 2]));
+        if all != all_were {
+            log_state(&name, "", all);
+        }
+        // Most names have nodes with IPv4 in the state of all.
+        if v4 != v4_were && (v4 != all || v4_were != all_were) {
+            log_state(&name, " with IPv4", v4);
+        }
+    }
+}
+
+/// `kind`: the nodes that are meant.
+fn log_state(name: &str, kind: &str, state: Option<EdgeState>) {
+    match state {
+        READY => tracing::info!("edge name {name}: nodes{kind} are ready again"),
+        None => tracing::error!(
+            "edge name {name}: no node has an address and a weight: queries get SERVFAIL"
+        ),
+        Some(state) => tracing::error!(
+            "edge name {name}: no node{kind} is ready, so that all nodes{kind} that are {} are in the answers",
+            state.as_str()
+        ),
     }
 }
 
@@ -321,5 +335,6 @@ fn random_secret() -> [u8; 16] {
     std::array::from_fn(|at| if at < 8 { one[at] } else { other[at - 8] })
 }
 
+const READY: Option<EdgeState> = Some(EdgeState::Ready);
 /// Pause between two compilations of the edge names.
 const COMPILED_EVERY: Duration = Duration::from_millis(100);

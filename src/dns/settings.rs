@@ -30,11 +30,11 @@ pub(crate) struct ServerSettings {
     pub addresses: Vec<SocketAddr>,
     /// Threads that answer by UDP, each with its own sockets. 1 to 64.
     pub threads: usize,
-    /// Open connections; further ones are closed at once.
+    /// Open connections; a further one replaces the one that has waited longest for its client.
     pub tcp_connections_max: usize,
     /// Open connections of one client.
     pub tcp_per_address_max: usize,
-    /// A connection without a query for this long is closed.
+    /// A connection whose client sends no query, or does not take a response, for this long is closed.
     pub tcp_idle: Duration,
     /// The name in responses to clients that ask for it (RFC 5001), at most [`NSID_MAX`] bytes. Empty: none.
     pub nsid: String,
@@ -102,11 +102,11 @@ pub(crate) struct EdgeNode {
 /// Whether a node takes new clients. The greater state is the worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EdgeState {
-    /// It takes new clients.
+    /// The node takes new clients.
     Ready,
-    /// It serves its clients and takes no new ones.
+    /// The node serves its clients and takes no new ones.
     Draining,
-    /// It does not serve.
+    /// The node does not serve.
     Out,
 }
 

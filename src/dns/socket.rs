@@ -72,7 +72,7 @@ impl AddressSockets {
 /// Whether another process has the address: for `skerry check`, which opens no socket for longer.
 ///
 /// # Errors
-/// It cannot be bound.
+/// The address cannot be bound.
 pub(crate) fn check_free(address: SocketAddr) -> Result<(), DnsBindError> {
     AddressSockets::bind(address, 1).map(drop)
 }
@@ -142,7 +142,7 @@ fn in_use_advice(address: SocketAddr) -> String {
     }
     let port = address.port();
     format!(
-        "find the process that listens there with `ss -lnptu 'sport = :{port}'` and stop it, or choose another address"
+        "find the process that listens there with `ss -lnptu 'sport = :{port}'`; unless it is this node, stop it or choose another address"
     )
 }
 

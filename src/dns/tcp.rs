@@ -1,8 +1,8 @@
 //! Queries by TCP (RFC 7766): truncated responses are asked for again here, and large ones fit.
 //!
 //! All connections are served by one thread of their own. A query is answered before the next one of its
-//! connection is read. While all connections are in use, a new one replaces the one that has waited longest for a query, so
-//! that clients which send none keep nobody out (RFC 7766 §6.2.3).
+//! connection is read. While all connections are in use, a new one replaces the one that has waited longest for its client, so
+//! that clients which send no query or read no response keep no other client out (RFC 7766 §6.2.3).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -35,11 +35,13 @@ pub(super) struct TcpThread {
     pub limits: TcpLimits,
     /// Connections by client; those of a network /56 of IPv6 are one.
     pub clients: RefCell<HashMap<IpAddr, usize>>,
-    /// Connections that wait for a query.
+    /// Connections that wait for their clients.
     pub waiting: RefCell<WaitingConnections>,
+    /// Room for the largest response. A connection keeps a copy of its own response only, however long the client takes to read it.
+    pub buffer: RefCell<Box<[u8]>>,
 }
 
-/// The connections that wait for a query, in the order in which their waits began.
+/// The connections that wait for their clients, in the order in which their waits began.
 #[derive(Default)]
 pub(super) struct WaitingConnections {
     waits: BTreeMap<u64, Rc<Notify>>,
@@ -72,7 +74,7 @@ pub(super) struct TcpLimits {
     pub connections_max: usize,
     /// Open connections of one client.
     pub per_address_max: usize,
-    /// A connection without a query for this long is closed.
+    /// A connection whose client sends no query, or does not take a response, for this long is closed.
     pub idle: Duration,
 }
 
@@ -123,21 +125,26 @@ impl OpenConnection {
 
     async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
         let mut query = vec![0; QUERY_MAX];
-        let (idle, closing) = (self.thread.limits.idle, Rc::new(Notify::new()));
+        let closing = Rc::new(Notify::new());
         loop {
-            let wait = self.thread.waiting.borrow_mut().begin(&closing);
-            let read = tokio::select! {
-                read = timeout(idle, read(&mut stream, &mut query)) => read,
-                () = closing.notified() => return,
-            };
-            self.thread.waiting.borrow_mut().end(wait);
-            let Ok(Ok(length)) = read else { return };
+            let read = self.wait(&closing, read(&mut stream, &mut query)).await;
+            let Some(Ok(length)) = read else { return };
             let Some(response) = self.respond(&query[..length], peer) else { return };
-            match timeout(idle, stream.write_all(&response)).await {
-                Ok(Ok(())) => {}
-                _ => return,
-            }
+            let written = self.wait(&closing, stream.write_all(&response)).await;
+            let Some(Ok(())) = written else { return };
         }
+    }
+
+    /// Waits for the client. `None`: the client has taken too long, or a new connection replaces this one.
+    async fn wait<T>(&self, closing: &Rc<Notify>, step: impl Future<Output = T>) -> Option<T> {
+        let thread = &self.thread;
+        let wait = thread.waiting.borrow_mut().begin(closing);
+        let output = tokio::select! {
+            output = timeout(thread.limits.idle, step) => output.ok(),
+            () = closing.notified() => None,
+        };
+        thread.waiting.borrow_mut().end(wait);
+        output
     }
 
     /// The response with its length before it. `None`: the peer sends no queries.
@@ -147,11 +154,10 @@ impl OpenConnection {
         let (now_ms, transport) = (unix_ms(now), DnsTransport::Tcp);
         let sender = Sender { address: peer.ip(), transport, now: (now_ms / 1000) as u32 };
         let plan = thread.state.plan.load();
-        let mut message = vec![0; 2 + usize::from(u16::MAX)];
-        let response =
-            thread.responder.borrow_mut().respond(&plan, query, sender, &mut message[2..])?;
-        message[..2].copy_from_slice(&(response.length as u16).to_be_bytes());
-        message.truncate(2 + response.length);
+        let mut buffer = thread.buffer.borrow_mut();
+        let response = thread.responder.borrow_mut().respond(&plan, query, sender, &mut buffer)?;
+        let length = (response.length as u16).to_be_bytes();
+        let message = [&length[..], &buffer[..response.length]].concat();
         let logged = LoggedQuery { query, response: &response, peer, transport, now_ms };
         let mut log = thread.log.borrow_mut();
         log.add(&plan, logged);

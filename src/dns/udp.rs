@@ -1,6 +1,6 @@
 //! A thread that answers by UDP: waits for its sockets, and answers what came in batches.
 //!
-//! It shares nothing with the workers that serve HTTP: a flood of queries keeps this thread busy, and no other.
+//! The thread shares nothing with the workers that serve HTTP: a flood of queries keeps this thread busy, and no other.
 
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

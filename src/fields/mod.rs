@@ -15,12 +15,17 @@ mod names;
 pub(crate) mod ranges;
 mod section;
 
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(crate) use lines::FieldLines;
 pub(crate) use section::FieldSection;
 
 use names::{Listed, Number};
+
+/// Maximum length of path and query in bytes: the `http` crate holds 65,534, of which the rest is left for a prefix that a
+/// rule adds.
+pub(crate) const TARGET_BYTES_MAX: usize = 63 << 10;
 
 /// Read access to a field section.
 pub(crate) trait Fields {
@@ -296,6 +301,15 @@ pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(member).filter(|member| !member.is_empty())
 }
 
+/// Whether CGI, WSGI and PHP take the field `name` for another one, `wanted`: `X_Device` for `X-Device`.
+pub(crate) fn passes_for(name: &HeaderName, wanted: &HeaderName) -> bool {
+    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let (name, wanted) = (name.as_str(), wanted.as_str());
+    name.len() == wanted.len()
+        && name != wanted
+        && name.bytes().map(folded).eq(wanted.bytes().map(folded))
+}
+
 /// Whether a `Content-Type` is that of a gRPC call, with or without a message format
 /// (`application/grpc+proto`).
 pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
@@ -305,7 +319,13 @@ pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
         && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
-/// Parses a number of decimal digits, such as `Content-Length`.
+/// The content's length in bytes by `Content-Length`: digits alone, without sign, list or space (RFC 9110 §8.6).
+/// `None`: the field is absent or has another value.
+pub(crate) fn content_length(fields: &impl Fields) -> Option<u64> {
+    number(fields.get(&CONTENT_LENGTH)?)
+}
+
+/// Parses a number of decimal digits, such as the parts of `Content-Range`.
 pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     let digit = |number: u64, byte: &u8| {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
@@ -329,6 +349,33 @@ mod tests {
         assert_eq!(of("a, b c\t,,d"), [b"a".as_slice(), b"b c", b"d"]);
         assert_eq!(of("a"), [b"a"]);
         assert!(of("").is_empty() && of(" , ").is_empty());
+    }
+
+    #[test]
+    fn a_name_passes_for_another_one_that_differs_in_its_dashes() {
+        let check = |name: &str, wanted: &str, expected| {
+            let name_of = |text: &str| text.parse::<HeaderName>().expect("a name");
+            assert_eq!(passes_for(&name_of(name), &name_of(wanted)), expected, "{name} {wanted}");
+        };
+        check("x_device", "x-device", true);
+        check("X-Real_Ip", "x_real-ip", true);
+        check("x-device", "x-device", false);
+        check("x_device", "x-devices", false);
+        check("xdevice", "x-device", false);
+    }
+
+    #[test]
+    fn a_content_length_is_one_number() {
+        let check = |value: &'static str, expected| {
+            let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static(value))]);
+            assert_eq!(content_length(&headers), expected, "{value:?}");
+        };
+        check("0", Some(0));
+        check("00300", Some(300));
+        for wrong in ["", "+5", "-5", "5, 5", "5 ", "0x5", "5.0", "18446744073709551616"] {
+            check(wrong, None);
+        }
+        assert_eq!(content_length(&HeaderMap::new()), None);
     }
 
     #[test]

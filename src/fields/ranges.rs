@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_about_the_bytes_is_left_to_others() {
+    fn responses_without_the_bytes_are_left_to_others() {
         assert_eq!(judged(503, &[]), PartAnswer::Other);
         assert_eq!(judged(302, &[]), PartAnswer::Other);
     }

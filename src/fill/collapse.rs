@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::filling::Filling;
-use super::pump;
+use super::pump::{self, WithoutReaders};
 use super::settings::Settings;
 use super::slices::{RangeStep, RequestSizes, next_step};
 pub(crate) use super::state::FillFailure;
@@ -224,7 +224,8 @@ impl Fills {
                 place.insert(fill()).clone()
             }
         };
-        Some(Lead { table: table.clone(), key, fill, to_the_end: false, decided: false })
+        let without_readers = WithoutReaders::Stop;
+        Some(Lead { table: table.clone(), key, fill, without_readers, decided: false })
     }
 }
 
@@ -307,7 +308,7 @@ pub(crate) struct Lead {
     table: Arc<FillTable>,
     key: KeyHash,
     fill: Arc<Fill>,
-    to_the_end: bool,
+    without_readers: WithoutReaders,
     decided: bool,
 }
 
@@ -324,7 +325,7 @@ impl Lead {
 
     /// Lets the fill continue to its end without readers: for background refreshes.
     pub(crate) fn run_to_end(mut self) -> Self {
-        self.to_the_end = true;
+        self.without_readers = WithoutReaders::Continue;
         self
     }
 
@@ -365,7 +366,7 @@ impl Lead {
     ) -> FillEnd {
         let writer = store.writer(StoredResponse::clone(&response));
         self.decided = true;
-        pump::fill(&self.fill, (store, writer), response, body, self.to_the_end).await
+        pump::fill(&self.fill, (store, writer), response, body, self.without_readers).await
     }
 
     /// As [`Lead::fill`], but stores a copy of another node's response, in memory only.
@@ -377,7 +378,7 @@ impl Lead {
     ) -> FillEnd {
         let writer = store.copy_writer(StoredResponse::clone(&response));
         self.decided = true;
-        pump::fill(&self.fill, (store, writer), response, body, self.to_the_end).await
+        pump::fill(&self.fill, (store, writer), response, body, self.without_readers).await
     }
 
     /// As [`Lead::fill`], but stores nothing: followers have the body from the window, which must hold it
@@ -454,7 +455,7 @@ pub(crate) enum FillOutcome {
     Stored,
     /// A peer has a response that cannot be shared here: the follower asks the peer itself.
     AtPeer,
-    /// There is no response.
+    /// No response came.
     Failed(FillFailure),
 }
 

@@ -43,18 +43,18 @@ impl Filling {
 
     /// Reads the whole body from its first byte, with trailers.
     pub(crate) fn read_all(&self) -> FillReader {
-        self.reader(0..u64::MAX, true)
+        self.reader(0..u64::MAX).with_trailers()
     }
 
     /// Reads only the bytes of `range`, cut at the end of the body. If the length is unknown, the
     /// end is known only when it arrives.
     pub(crate) fn read(&self, range: Range<u64>) -> FillReader {
-        self.reader(range, false)
+        self.reader(range)
     }
 
-    fn reader(&self, range: Range<u64>, trailers: bool) -> FillReader {
+    fn reader(&self, range: Range<u64>) -> FillReader {
         let length = self.response.complete_length;
-        let reader = FillReader::new(self.guard.fill().clone(), range, length, trailers);
+        let reader = FillReader::new(self.guard.fill().clone(), range, length);
         self.guard.end();
         reader
     }

@@ -108,9 +108,9 @@ impl Parts {
                 Join::Uncollapsed(_) => return self.begin_fetch(range, None).await.map(Some),
                 Join::Follow(follower) => match follower.outcome().await {
                     FillOutcome::Failed(FillFailure::Changed) => return Err(PartError::Changed),
-                    FillOutcome::Failed(FillFailure::Upstream(why)) => {
-                        return Err(PartError::Failed(why));
-                    }
+                    FillOutcome::Failed(
+                        failure @ (FillFailure::Upstream(_) | FillFailure::Status(_)),
+                    ) => return Err(PartError::Failed(failure)),
                     _ => {}
                 },
             }
@@ -142,7 +142,7 @@ impl Parts {
                 if let Some(lead) = claim {
                     match &refused {
                         PartError::Changed => lead.fail(FillFailure::Changed),
-                        PartError::Failed(why) => lead.fail(FillFailure::Upstream(why.clone())),
+                        PartError::Failed(failure) => lead.fail(failure.clone()),
                         // The other requests ask for themselves.
                         PartError::Declined(_) => drop(lead),
                     }
@@ -200,8 +200,9 @@ impl Parts {
         let start = range.start;
         self.fills.recorder().count(Metric::RangeRequests);
         let answer = (self.ask)(range.clone()).await;
-        let response =
-            answer.map_err(|unanswered| PartError::Failed(Arc::<Unanswered>::from(unanswered)))?;
+        let response = answer.map_err(|unanswered| {
+            PartError::Failed(FillFailure::Upstream(Arc::<Unanswered>::from(unanswered)))
+        })?;
         let length = self.head.complete_length();
         let (status, headers) = (response.status(), response.headers());
         match judge(&range, Some(&self.validator), Some(length), status, headers) {
@@ -213,13 +214,12 @@ impl Parts {
                 Err(PartError::Changed)
             }
             PartAnswer::Unusable(why) => Err(PartError::Declined(Arc::new(BodyError::new(why)))),
+            PartAnswer::Other if status.is_server_error() => {
+                Err(PartError::Failed(FillFailure::Status(status)))
+            }
             PartAnswer::PastEnd { .. } | PartAnswer::Other => {
                 let why = format!("upstream answered {status} for bytes from {start}");
-                let why = Arc::new(BodyError::new(why));
-                Err(match status.is_server_error() {
-                    true => PartError::Failed(why),
-                    false => PartError::Declined(why),
-                })
+                Err(PartError::Declined(Arc::new(BodyError::new(why))))
             }
         }
     }
@@ -241,8 +241,8 @@ pub(crate) enum PartError {
     Changed,
     /// Upstream answered without these bytes, and not because it fails: with a 404, a redirect or a part of others.
     Declined(Arc<BodyError>),
-    /// Upstream did not respond ([`Unanswered`]), or with an error of a server.
-    Failed(Arc<dyn std::error::Error + Send + Sync>),
+    /// Upstream did not respond ([`FillFailure::Upstream`]), or with an error of a server ([`FillFailure::Status`]).
+    Failed(FillFailure),
 }
 
 /// The body of one range of [`Parts`].

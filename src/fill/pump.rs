@@ -1,5 +1,6 @@
 //! The task that moves an upstream body into its fill, and decides its pace and its end.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::state::{End, Fill, FillDecision, State};
@@ -14,16 +16,25 @@ use crate::body::{Body, BodyError};
 use crate::cache::StoredResponse;
 use crate::labels::FillEnd;
 use crate::metrics::Metric;
-use crate::store::{ObjectWriter, Store, WriteError};
+use crate::store::{ObjectWriter, Store};
+
+/// The course of a fill while it has no readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WithoutReaders {
+    /// The fill stops, unless enough of the body has arrived, or little is missing.
+    Stop,
+    /// The fill continues to the end of the body.
+    Continue,
+}
 
 /// Decides a fill: followers get `response`, whose `body` is moved into the window, and in complete
-/// slices to the `writer` into the store, until its end. `to_the_end`: also without readers.
+/// slices to the `writer` into the store, until its end.
 pub(super) async fn fill(
     fill: &Arc<Fill>,
     (store, writer): (&Store, ObjectWriter),
     response: Arc<StoredResponse>,
     body: Body,
-    to_the_end: bool,
+    without_readers: WithoutReaders,
 ) -> FillEnd {
     let length = response.complete_length;
     {
@@ -32,14 +43,14 @@ pub(super) async fn fill(
         state.slices = Some((store.clone(), writer.object()));
     }
     fill.decide(FillDecision::Filling(response));
-    Pump::new(fill.clone(), body, length, Some(writer), to_the_end).run().await
+    Pump::new(fill.clone(), body, length, Some(writer), without_readers).run().await
 }
 
 /// As [`fill`], but only into the window, and only while there are readers.
 pub(super) async fn stream(fill: &Arc<Fill>, response: Arc<StoredResponse>, body: Body) -> FillEnd {
     let length = response.complete_length;
     fill.decide(FillDecision::Filling(response));
-    Pump::new(fill.clone(), body, length, None, false).run().await
+    Pump::new(fill.clone(), body, length, None, WithoutReaders::Stop).run().await
 }
 
 /// Owned by the leader's task.
@@ -49,9 +60,11 @@ struct Pump {
     /// The rest of the last frame.
     rest: Bytes,
     length: Option<u64>,
+    /// Bytes moved since the task last yielded.
+    turn_bytes: usize,
     /// `None` if nothing is stored, and once the store has refused a byte.
     writer: Option<ObjectWriter>,
-    to_the_end: bool,
+    without_readers: WithoutReaders,
     /// How much longer slow readers may hold back a fill that is not stored.
     patience: Duration,
     /// Whether the reduced window has been counted.
@@ -77,7 +90,7 @@ impl Pump {
         body: Body,
         length: Option<u64>,
         writer: Option<ObjectWriter>,
-        to_the_end: bool,
+        without_readers: WithoutReaders,
     ) -> Self {
         let patience = fill.shared.settings.patience;
         Self {
@@ -85,8 +98,9 @@ impl Pump {
             body,
             rest: Bytes::new(),
             length,
+            turn_bytes: 0,
             writer,
-            to_the_end,
+            without_readers,
             patience,
             reduced: false,
             wakers: Vec::new(),
@@ -118,17 +132,35 @@ impl Pump {
         }
     }
 
-    fn stop_storing(&mut self, why: WriteError) {
+    fn stop_storing(&mut self, why: impl Display) {
         tracing::debug!(%why, "a fill is no longer stored");
         self.writer = None;
         self.fill.lock().storing = false;
+    }
+
+    /// Stops storing the body if all windows are full: its readers are slow, and until they have read it, the
+    /// incomplete slice would stay in memory twice.
+    fn yield_memory(&mut self) {
+        let shared = &self.fill.shared;
+        if self.writer.is_none() || !shared.is_full() {
+            return;
+        }
+        shared.recorder.count(Metric::FillsUnstoredForMemory);
+        self.stop_storing("all windows are full");
+        let mut state = self.fill.lock();
+        let dropped = self.shrink_window(&mut state);
+        drop(state);
+        self.fill.shared.let_go(dropped);
     }
 
     async fn move_all(&mut self) -> Moved {
         loop {
             match self.next() {
                 Next::GiveUp => return Moved::Abandoned,
-                Next::Wait => self.fill.clone().pump.notified().await,
+                Next::Wait => {
+                    self.yield_memory();
+                    self.fill.clone().pump.notified().await;
+                }
                 Next::WaitForSlow => self.wait_for_slow().await,
                 Next::Take => match self.take().await {
                     Ok(None) => {}
@@ -149,7 +181,7 @@ impl Pump {
         let shared = &self.fill.shared;
         let mut state = self.fill.lock();
         let arrived = state.window.end();
-        if state.reader_count() == 0 && !self.to_the_end {
+        if state.reader_count() == 0 && self.without_readers == WithoutReaders::Stop {
             let worth = worth_going_on(
                 arrived,
                 self.length,
@@ -177,8 +209,10 @@ impl Pump {
 
     /// The offset of the fastest reader, which sets the fill's pace.
     fn fastest(&self, state: &State) -> u64 {
-        let unattended = self.to_the_end && state.readers.fastest.is_none();
-        if unattended { u64::MAX } else { state.retain_from() }
+        match self.without_readers {
+            WithoutReaders::Continue if state.readers.fastest.is_none() => u64::MAX,
+            _ => state.retain_from(),
+        }
     }
 
     /// The offset of the readers that the fill waits for because the store does not have their bytes.
@@ -249,15 +283,21 @@ impl Pump {
         }
     }
 
-    /// Gives the piece to the readers first, then to the store.
+    /// Gives the piece to the readers first, then to the store. Then yields, if enough bytes were moved: a body that arrives faster than it
+    /// is moved never makes the task wait, and would hold up the other requests of the core for a whole window.
     async fn push(&mut self) {
         let shared = &self.fill.shared;
         let piece = self.rest.split_to(self.rest.len().min(shared.slice_bytes as usize));
+        self.turn_bytes += piece.len();
         self.show(piece.clone());
         if let Some(writer) = &mut self.writer
             && let Err(error) = writer.push(piece).await
         {
             self.stop_storing(error);
+        }
+        if self.turn_bytes >= TURN_BYTES {
+            self.turn_bytes = 0;
+            yield_now().await;
         }
     }
 
@@ -266,20 +306,26 @@ impl Pump {
         let window_bytes = shared.window_bytes_max();
         let mut state = self.fill.lock();
         shared.hold(piece.len() as u64);
-        let held_before = state.window.held() + piece.len() as u64;
         state.window.push(piece);
-        let outside = state.window.end().saturating_sub(window_bytes);
-        let read_up_to = self.fastest(&state).min(self.slowest(&state));
-        state.window.drop_before(outside.min(read_up_to).min(self.stored_up_to()));
-        let dropped = held_before - state.window.held();
+        let is_longer = state.window.end() > window_bytes;
+        let dropped = self.shrink_window(&mut state);
         state.readers.take_wakers(&mut self.wakers);
         drop(state);
         shared.let_go(dropped);
-        if !self.reduced && outside > 0 && window_bytes < shared.settings.window_bytes {
+        if !self.reduced && is_longer && window_bytes < shared.settings.window_bytes {
             self.reduced = true;
             shared.recorder.count(Metric::FillWindowsReduced);
         }
         self.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Drops the bytes beyond the window that no reader needs from it. Returns their number.
+    fn shrink_window(&self, state: &mut State) -> u64 {
+        let held_before = state.window.held();
+        let outside = state.window.end().saturating_sub(self.fill.shared.window_bytes_max());
+        let read_up_to = self.fastest(state).min(self.slowest(state));
+        state.window.drop_before(outside.min(read_up_to).min(self.stored_up_to()));
+        held_before - state.window.held()
     }
 
     /// Bytes before this offset can be read from the store, slice by slice.
@@ -327,6 +373,9 @@ fn worth_going_on(arrived: u64, length: Option<u64>, slice_bytes: u64, keep_perc
         None => arrived < slice_bytes,
     }
 }
+
+/// About a tenth of a millisecond of work: receiving, copying into a slice, and the kernel's work for memory that is new.
+pub(super) const TURN_BYTES: usize = 128 << 10;
 
 #[cfg(test)]
 mod tests {

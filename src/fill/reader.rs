@@ -59,12 +59,8 @@ enum ReadStep {
 }
 
 impl FillReader {
-    pub(super) fn new(
-        fill: Arc<Fill>,
-        range: Range<u64>,
-        length: Option<u64>,
-        trailers: bool,
-    ) -> Self {
+    /// A reader of these bytes of the body, cut at `length`, that of the body if it is known.
+    pub(super) fn new(fill: Arc<Fill>, range: Range<u64>, length: Option<u64>) -> Self {
         let end = length.map_or(range.end, |length| range.end.min(length));
         let cursor = range.start.min(end);
         fill.shared.recorder.add(Metric::FillReaders, 1);
@@ -73,7 +69,13 @@ impl FillReader {
         fill.unlock_and_wake_pump(state);
         let known = length.is_some();
         let rest = Rest { slot, cursor, end };
-        Self { fill, rest, known, trailers, finished: false, slice: None }
+        Self { fill, rest, known, trailers: false, finished: false, slice: None }
+    }
+
+    /// The same, which also gives the trailers behind the last byte.
+    pub(super) fn with_trailers(mut self) -> Self {
+        self.trailers = true;
+        self
     }
 
     fn step(&mut self, cx: &Context<'_>) -> ReadStep {
@@ -171,8 +173,12 @@ impl fmt::Debug for FillReader {
 impl Drop for FillReader {
     fn drop(&mut self) {
         let mut state = self.fill.lock();
-        let over = state.end.is_some();
-        state.readers.leave(self.rest.slot, over);
+        match state.end {
+            None => state.readers.leave(self.rest.slot),
+            Some(_) => {
+                state.readers.leave_after_end(self.rest.slot);
+            }
+        }
         self.fill.unlock_after_reader_left(state);
         self.fill.shared.recorder.subtract(Metric::FillReaders, 1);
     }

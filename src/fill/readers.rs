@@ -31,15 +31,20 @@ impl Readers {
         self.slots.len() - 1
     }
 
-    /// Removes a reader. `over`: the body has ended.
-    pub(super) fn leave(&mut self, slot: usize, over: bool) {
+    /// Removes a reader while the body is arriving: the fill follows the fastest of the others.
+    pub(super) fn leave(&mut self, slot: usize) {
+        let cursor = self.leave_after_end(slot);
+        if self.fastest == Some(cursor) {
+            self.fastest = self.cursors().max();
+        }
+    }
+
+    /// Removes a reader when the body has ended and no reader sets the pace any more. Returns its cursor.
+    pub(super) fn leave_after_end(&mut self, slot: usize) -> u64 {
         let reader = self.slots[slot].take().expect("a reader leaves once");
         self.free.push(slot);
         self.waiting -= usize::from(reader.waker.is_some());
-        // After the end of the body no reader sets the pace: skip the search.
-        if !over && self.fastest == Some(reader.cursor) {
-            self.fastest = self.cursors().max();
-        }
+        reader.cursor
     }
 
     /// Registers the waker of a reader that waits for bytes.
@@ -93,10 +98,10 @@ mod tests {
         let (slow, fast) = (readers.enter(0), readers.enter(0));
         assert!(readers.advance(fast, 500));
         assert!(!readers.advance(slow, 100));
-        readers.leave(fast, false);
+        readers.leave(fast);
         assert_eq!((readers.fastest, readers.count()), (Some(100), 1));
         assert!(readers.advance(slow, 200));
-        readers.leave(slow, false);
+        readers.leave(slow);
         assert_eq!((readers.fastest, readers.count()), (None, 0));
     }
 
@@ -107,7 +112,7 @@ mod tests {
         readers.wait(first, Waker::noop());
         readers.wait(first, Waker::noop());
         readers.wait(second, Waker::noop());
-        readers.leave(first, false);
+        readers.leave(first);
         let mut wakers = Vec::new();
         readers.take_wakers(&mut wakers);
         assert_eq!((wakers.len(), readers.waiting), (1, 0));

@@ -8,7 +8,8 @@ pub(crate) struct Settings {
     /// How far a fill may run ahead of its fastest reader, and how many bytes it keeps in memory
     /// for slower readers. At least two slices.
     pub window_bytes: u64,
-    /// Maximum bytes of all windows together; above it, every fill gets two slices.
+    /// Maximum bytes of all windows together. From half of it on, every fill gets two slices; beyond it, a fill
+    /// whose readers are slow is no longer stored and runs ahead of them by 64 KiB.
     pub windows_bytes_total: u64,
     /// A fill without readers continues if at least this percentage of it has arrived, or if at
     /// most a slice is missing.
@@ -35,7 +36,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             window_bytes: 4 << 20,
-            windows_bytes_total: 256 << 20,
+            windows_bytes_total: 512 << 20,
             keep_percent: 50,
             patience: Duration::from_secs(10),
             range_request_bytes_max: 8 << 20,

@@ -45,16 +45,25 @@ impl Shared {
         Self { settings, slice_bytes, recorder, window_bytes: AtomicU64::new(0) }
     }
 
-    /// The current maximum window of a fill.
+    /// The current maximum window of a fill, by the bytes in all windows.
     pub(crate) fn window_bytes_max(&self) -> u64 {
         let least = self.window_bytes_least();
-        if self.window_bytes.load(Ordering::Relaxed) >= self.settings.windows_bytes_total {
-            return least;
+        if self.is_full() {
+            least.min(PASSED_BYTES_MAX)
+        } else if self.window_bytes.load(Ordering::Relaxed) >= self.settings.windows_bytes_total / 2
+        {
+            least
+        } else {
+            self.settings.window_bytes.max(least)
         }
-        self.settings.window_bytes.max(least)
     }
 
-    /// The window of a fill is never smaller.
+    /// Whether all windows together have reached [`Settings::windows_bytes_total`].
+    pub(crate) fn is_full(&self) -> bool {
+        self.window_bytes.load(Ordering::Relaxed) >= self.settings.windows_bytes_total
+    }
+
+    /// The window of a fill is never smaller while its response is stored.
     pub(crate) fn window_bytes_least(&self) -> u64 {
         2 * self.slice_bytes
     }
@@ -297,9 +306,9 @@ impl Drop for Fill {
 /// Why a request cannot follow a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotJoinable {
-    /// It has no response: it was released, has failed, or ended early.
+    /// The fill has no response: it was released, has failed, or ended early.
     Over,
-    /// It has reached the limit of followers.
+    /// The fill has reached the limit of followers.
     Full,
 }
 
@@ -354,3 +363,7 @@ pub(crate) enum FillFailure {
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,
 }
+
+/// How far a fill runs ahead of its fastest reader while all windows are full: about what a response holds that
+/// is passed on without a fill.
+const PASSED_BYTES_MAX: u64 = 64 << 10;

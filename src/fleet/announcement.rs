@@ -3,7 +3,7 @@
 //! ```text
 //! {"region":"eu","at":[52.5,13.4],"addresses":["192.0.2.1"],"weight":100,"state":"ready","load":0.25,
 //!  "software":"0.1.0","config":"1f0c77aa","peer":{"address":"10.0.0.1:9443","protocol":1},"unreachable":["us-2"],
-//!  "twin":false}
+//!  "store":"full","twin":false}
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
@@ -40,8 +40,38 @@ pub(crate) struct Announcement {
     /// The nodes of other regions that its probes over the data path fail to reach, at most [`TARGETS_MAX`]. `None`: it
     /// probes none.
     pub unreachable: Option<Vec<Arc<str>>>,
+    /// The worst state of the directories of its store.
+    pub store: StoreState,
     /// Whether it has detected another node with its name.
     pub has_duplicate_name: bool,
+}
+
+/// Whether a node can store responses on its disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum StoreState {
+    /// The node can store, or has no disk. Also read for a node whose build announces no state of its store.
+    #[default]
+    Fine,
+    /// A directory cannot grow, because its file system is full.
+    Full,
+    /// A directory cannot be written.
+    ReadOnly,
+    /// A directory is out of service.
+    Out,
+}
+
+impl StoreState {
+    const ALL: [Self; 4] = [Self::Fine, Self::Full, Self::ReadOnly, Self::Out];
+
+    /// The word in rows and in the admin API.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Fine => "fine",
+            Self::Full => "full",
+            Self::ReadOnly => "read-only",
+            Self::Out => "out",
+        }
+    }
 }
 
 /// Where and how a node answers its peers.
@@ -56,11 +86,11 @@ pub(crate) struct PeerEndpoint {
 /// Whether a node takes requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Readiness {
-    /// It does.
+    /// The node serves.
     Ready,
-    /// It finishes the requests that it has. It must get no new ones.
+    /// The node finishes the requests that it has. It must get no new ones.
     Draining,
-    /// It does not: it starts, it has said so, or it has missed three heartbeats.
+    /// The node does not serve: it starts, it has said so, or it has missed three heartbeats.
     #[default]
     Out,
 }
@@ -93,6 +123,7 @@ impl Announcement {
             config_digest: "".into(),
             peer: None,
             unreachable: None,
+            store: StoreState::Fine,
             has_duplicate_name: false,
         }
     }
@@ -112,6 +143,7 @@ impl Announcement {
             "unreachable": self.unreachable.as_ref().map(|names| {
                 names.iter().map(|name| &**name).collect::<Vec<_>>()
             }),
+            "store": self.store.as_str(),
             "twin": self.has_duplicate_name,
         })
         .to_string()
@@ -131,6 +163,8 @@ impl Announcement {
         let addresses = addresses.filter_map(|address| address.as_str()?.parse().ok());
         let weight = fields["weight"].as_u64().and_then(|weight| u16::try_from(weight).ok());
         let state = fields["state"].as_str();
+        let store = fields["store"].as_str();
+        let store = StoreState::ALL.into_iter().find(|known| store == Some(known.as_str()));
         Some(Self {
             region: string("region"),
             coordinates: degrees(0)
@@ -150,6 +184,7 @@ impl Announcement {
                 let names = names.iter().filter_map(Value::as_str).take(TARGETS_MAX);
                 names.filter(|name| name.len() <= TEXT_CHARS_MAX).map(Arc::from).collect()
             }),
+            store: store.unwrap_or_default(),
             has_duplicate_name: fields["twin"].as_bool().unwrap_or_default(),
         })
     }
@@ -189,6 +224,7 @@ mod tests {
                 protocol: 1,
             }),
             unreachable: Some(vec!["us-1".into()]),
+            store: StoreState::ReadOnly,
             has_duplicate_name: true,
             ..Announcement::of_region("eu")
         };
@@ -205,7 +241,7 @@ mod tests {
         let bare = Announcement { readiness: Readiness::Out, ..Announcement::of_region("") };
         check("{}", Some(bare.clone()));
         check(
-            r#"{"at":[91,0],"addresses":["x",7],"weight":-1,"state":"asleep","load":"high","new":1}"#,
+            r#"{"at":[91,0],"addresses":["x",7],"weight":-1,"state":"asleep","load":"high","store":"burnt","new":1}"#,
             Some(bare.clone()),
         );
         for peer in [

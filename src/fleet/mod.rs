@@ -16,7 +16,7 @@ mod table;
 
 pub(crate) use self::absence::{AbsenceLimits, AbsentNode, AbsentNodes};
 pub(crate) use self::announcement::{
-    ADDRESSES_MAX, Announcement, PeerEndpoint, Readiness, WEIGHT_MAX,
+    ADDRESSES_MAX, Announcement, PeerEndpoint, Readiness, StoreState, WEIGHT_MAX,
 };
 pub(crate) use self::heartbeat::{DuplicateNameDetector, Heartbeat};
 pub(crate) use self::heartbeat_schedule::HeartbeatSchedule;

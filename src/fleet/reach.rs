@@ -88,6 +88,10 @@ impl<'a> Reports<'a> {
     }
 
     fn vote_out(&self, target: &FleetMember) -> bool {
+        // The groups of a large fleet cost more than the question whether they matter.
+        if !self.by_region.values().any(|failing| failing.contains(&*target.name)) {
+            return false;
+        }
         let region: &str = &target.announcement.region;
         let group = self.largest_group(region);
         let failing = group.iter().filter(|other| self.by_region[*other].contains(&*target.name));

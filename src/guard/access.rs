@@ -4,12 +4,13 @@
 use std::net::IpAddr;
 
 use geo::Country;
-use http::header::{CONTENT_LENGTH, HeaderMap};
+use http::header::HeaderMap;
 use http::{HeaderValue, Method};
 use ipnet::IpNet;
 
 use super::Refusal;
 use super::upgrade::UpgradeProtocol;
+use crate::fields::content_length;
 
 /// A rule's access limits. An empty list allows everything, except `upgrade`, where it allows
 /// nothing.
@@ -71,7 +72,7 @@ pub(crate) fn admit(
         return Err(Refusal::MethodDenied);
     }
     match settings.content_bytes_max {
-        Some(max) if length(headers).is_some_and(|length| length > max) => {
+        Some(max) if content_length(headers).is_some_and(|length| length > max) => {
             Err(Refusal::ContentTooLong)
         }
         _ => Ok(()),
@@ -113,12 +114,10 @@ impl Settings {
     }
 }
 
-fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use http::header::CONTENT_LENGTH;
+
     use super::*;
 
     #[track_caller]

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_is_refused() {
+    fn text_that_is_no_host_is_refused() {
         for text in [
             "",
             ".",

@@ -1,6 +1,6 @@
 //! The key of debug requests: `Skerry-Debug: KEY` asks for `Server-Timing` in the response.
 //!
-//! It is no token of the admin API, because it passes browsers and proxies: whoever reads it learns where the time of
+//! The debug key is no token of the admin API, because it passes browsers and proxies: its reader learns where the time of
 //! requests goes, and can change nothing.
 
 use std::fmt;

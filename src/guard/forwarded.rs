@@ -63,8 +63,8 @@ pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
     items(headers, &CDN_LOOP).filter(is_ours).count()
 }
 
-/// Adds this hop to the forwarding fields of a request for an origin. The fields of trusted proxies are
-/// extended; the gate has removed all others.
+/// Adds this hop to the forwarding fields of a request for an origin. The addresses that trusted proxies state are
+/// extended; the gate has removed all others. Scheme and host are those of the key.
 pub(super) fn add_fields(
     settings: &Settings,
     request: &Normalised,
@@ -74,17 +74,12 @@ pub(super) fn add_fields(
     let peer = connection.peer.ip().to_canonical();
     if settings.send_x_forwarded {
         let address = connection.peer_text.clone();
-        let scheme = HeaderValue::from_static(request.scheme);
-        let host = request.authority.to_field();
-        if is_trusted(&settings.trusted_proxies, peer) {
-            add_to_list(headers, X_FORWARDED_FOR, address);
-            headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
-            headers.entry(X_FORWARDED_HOST).or_insert(host);
-        } else {
-            headers.insert(X_FORWARDED_FOR, address);
-            headers.insert(X_FORWARDED_PROTO, scheme);
-            headers.insert(X_FORWARDED_HOST, host);
+        match is_trusted(&settings.trusted_proxies, peer) {
+            true => add_to_list(headers, X_FORWARDED_FOR, address),
+            false => drop(headers.insert(X_FORWARDED_FOR, address)),
         }
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(request.scheme));
+        headers.insert(X_FORWARDED_HOST, request.authority.to_field());
     }
     if settings.send_forwarded {
         let mut element = String::with_capacity(96);
@@ -97,6 +92,35 @@ pub(super) fn add_fields(
             .expect("writing to a String does not fail");
         add_to_list(headers, FORWARDED, visible(element.into_bytes()));
     }
+}
+
+/// Removes the hosts from the elements of `Forwarded`. Trusted proxies pass on what clients state in them, and no key has
+/// it.
+pub(super) fn remove_hosts(headers: &mut HeaderMap) {
+    let lines: Vec<HeaderValue> = headers
+        .get_all(FORWARDED)
+        .iter()
+        .filter_map(|line| HeaderValue::try_from(without_hosts(line.to_str().ok()?)).ok())
+        .filter(|line| !line.is_empty())
+        .collect();
+    headers.remove(FORWARDED);
+    for line in lines {
+        headers.append(FORWARDED, line);
+    }
+}
+
+/// A line of `Forwarded` without the parameter `host` of its elements. Commas and semicolons within quotes separate, too,
+/// as some origins read them; the pieces of what was quoted are left out.
+fn without_hosts(line: &str) -> String {
+    let is_kept = |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or_default().trim();
+        !name.eq_ignore_ascii_case("host") && pair.matches('"').count().is_multiple_of(2)
+    };
+    let elements = line.split(',').map(|element| {
+        let kept: Vec<&str> = element.split(';').map(str::trim).filter(is_kept).collect();
+        kept.join(";")
+    });
+    elements.filter(|element| !element.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether this node adds the field to requests for origins.
@@ -150,9 +174,14 @@ fn address(text: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
+/// `http` or `https`; the schemes of WebSocket count as these.
 fn scheme(text: &str) -> Option<&'static str> {
-    ["http", "https"].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme))
+    let is = |scheme: &&(&str, _)| text.eq_ignore_ascii_case(scheme.0);
+    SCHEMES.iter().find(is).map(|(_, scheme)| *scheme)
 }
+
+const SCHEMES: [(&str, &str); 4] =
+    [("https", "https"), ("http", "http"), ("wss", "https"), ("ws", "http")];
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -18,6 +18,7 @@ pub(crate) mod fuzz;
 mod normalise;
 mod path;
 pub(crate) mod rate;
+mod readings;
 mod refusal;
 pub(crate) mod upgrade;
 
@@ -25,6 +26,7 @@ pub(crate) use admission::{ALL_BUT_TRACE, Applicant, Rates, Rejection, RuleLimit
 pub(crate) use authority::Authority;
 pub(crate) use debug_key::DebugKey;
 pub(crate) use normalise::{Gate, Normalised};
+pub(crate) use readings::other_readings;
 pub(crate) use refusal::Refusal;
 
 use std::borrow::Cow;
@@ -175,6 +177,14 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     "x-forwarded-by",
     "x-proxyuser-ip",
     "x-real-ip",
+    // The client's certificate, which this node requests of no client (RFC 9440 §4): WebLogic, WebSphere, IIS and
+    // Azure (X-ARR-ClientCert), Envoy (X-Forwarded-Client-Cert).
+    "$wscc",
+    "client-cert",
+    "client-cert-chain",
+    "wl-proxy-client-cert",
+    "x-arr-clientcert",
+    "x-forwarded-client-cert",
     // The client's country: WooCommerce.
     "cf-ipcountry",
     "x-country-code",

@@ -19,6 +19,7 @@ use http::{Method, Uri, Version};
 use super::fields::{Watch, Watched};
 use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
 use crate::context::{Connection, RequestHead, Requester};
+use crate::fields::TARGET_BYTES_MAX;
 
 /// Checks and normalises requests by its [`Settings`].
 #[derive(Clone, Debug)]
@@ -75,8 +76,8 @@ impl Gate {
     }
 
     /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, the configured
-    /// `strip_fields`, and forwarding fields, except those that a trusted proxy sent in the configured
-    /// form (`client_field`). Those of a peer stay: it has added them for the origin. `client` of the result is
+    /// `strip_fields`, and forwarding fields, except the `client_field` of a trusted proxy. Those of a peer stay: it has
+    /// added them for the origin. `client` of the result is
     /// then the peer; [`crate::peers::Hop`] has the client.
     ///
     /// # Errors
@@ -210,7 +211,8 @@ impl Gate {
     fn kept_forwarding(&self, trusted: bool, is_peer: bool) -> KeptForwarding {
         let keeps = |field| is_peer || trusted && self.settings.client_field == field;
         KeptForwarding {
-            x_forwarded: keeps(ClientField::XForwardedFor),
+            x_forwarded_for: keeps(ClientField::XForwardedFor),
+            all: is_peer,
             forwarded: keeps(ClientField::Forwarded),
         }
     }
@@ -234,13 +236,17 @@ impl Gate {
             headers.remove(name);
         }
         if present.forwarding {
-            if !kept.x_forwarded {
+            if !kept.x_forwarded_for {
                 headers.remove(forwarded::X_FORWARDED_FOR);
+            }
+            if !kept.all {
                 headers.remove(forwarded::X_FORWARDED_PROTO);
                 headers.remove(forwarded::X_FORWARDED_HOST);
             }
-            if !kept.forwarded {
-                headers.remove(FORWARDED);
+            match kept.forwarded {
+                false => drop(headers.remove(FORWARDED)),
+                true if !kept.all => forwarded::remove_hosts(headers),
+                true => {}
             }
         }
     }
@@ -249,8 +255,11 @@ impl Gate {
 /// The forwarding fields of a request that stay.
 #[derive(Clone, Copy, Default)]
 struct KeptForwarding {
-    x_forwarded: bool,
+    x_forwarded_for: bool,
     forwarded: bool,
+    /// All of them, as they are. Otherwise the origin gets no scheme and no host but those of the key: trusted proxies pass
+    /// on what clients state.
+    all: bool,
 }
 
 /// The scheme that a peer states: that of its client's request.
@@ -390,6 +399,10 @@ fn normalise_target(target: &PathAndQuery, merge_slashes: bool) -> Result<PathAn
     if let Some(query) = query {
         spelled.push('?');
         spelled.push_str(&query);
+    }
+    // An encoded byte is three. Other targets have the length that the listener let in.
+    if spelled.len() > TARGET_BYTES_MAX {
+        return Err(Refusal::TargetInvalid);
     }
     PathAndQuery::from_maybe_shared(spelled).map_err(|_| Refusal::TargetInvalid)
 }
@@ -590,6 +603,14 @@ mod tests {
         }
     }
 
+    /// A rule may add a prefix to what is let in.
+    #[test]
+    fn a_target_that_encoding_makes_too_long_is_refused() {
+        let get = |braces: usize| format!("GET /{} 1.1\nhost: a.example", "{".repeat(braces));
+        assert!(pass(Settings::default(), &get(TARGET_BYTES_MAX / 3 - 1)).0.is_ok());
+        refuse(&get(TARGET_BYTES_MAX / 3), Refusal::TargetInvalid);
+    }
+
     #[test]
     fn methods_for_other_proxies_are_refused() {
         refuse("CONNECT a.example:443 1.1\nhost: a.example:443", Refusal::MethodConnect);
@@ -620,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_key_has_stays_behind() {
+    fn fields_that_select_another_resource_are_dropped() {
         fields_left(
             Settings::default(),
             "GET / 1.1\nhost: a\nx-original-url: /admin\nX-HTTP-Method-Override: DELETE\nproxy: x
@@ -715,6 +736,9 @@ mod tests {
         client(&settings, "\nx-forwarded-for: 203.0.113.9, junk, 192.0.2.1", "192.0.2.1 http");
         client(&settings, "\nx-forwarded-for: ::ffff:203.0.113.9", "203.0.113.9 http");
         client(&settings, "\nx-forwarded-proto: http, HTTPS", "192.0.2.7 https");
+        // Traefik states the scheme of a WebSocket in this way.
+        client(&settings, "\nx-forwarded-proto: wss", "192.0.2.7 https");
+        client(&settings, "\nx-forwarded-proto: ws", "192.0.2.7 http");
         client(&settings, "\nforwarded: for=203.0.113.9", "192.0.2.7 http");
 
         let settings = Settings { client_field: ClientField::Forwarded, ..settings };
@@ -755,10 +779,28 @@ mod tests {
             ..Settings::default()
         };
         announced(
-            proxied,
+            proxied.clone(),
             "\nx-forwarded-for: 10.1.1.1\nx-forwarded-for: 10.2.2.2\nx-forwarded-proto: https
              cdn-loop: other; v=1",
             "cdn-loop: other; v=1 | cdn-loop: skerry | x-forwarded-for: 10.1.1.1, 10.2.2.2, 192.0.2.7 | x-forwarded-host: a.example | x-forwarded-proto: https",
+        );
+        // A load balancer passes on a client's X-Forwarded-Host, and appends to its X-Forwarded-Proto.
+        announced(
+            proxied,
+            "\nx-forwarded-host: evil.example\nx-forwarded-proto: evil, https",
+            "cdn-loop: skerry | x-forwarded-for: 192.0.2.7 | x-forwarded-host: a.example | x-forwarded-proto: https",
+        );
+        announced(
+            Settings {
+                client_field: ClientField::Forwarded,
+                send_forwarded: true,
+                send_x_forwarded: false,
+                trusted_proxies: vec!["192.0.2.7/32".parse().unwrap()],
+                ..Settings::default()
+            },
+            "\nforwarded: for=10.1.1.1;Host=evil.example, for=\"a;host=evil.example\", host=\"evil\"
+             forwarded: for=\"[2001:db8::1]:80\" ; host=b.example;proto=https",
+            "cdn-loop: skerry | forwarded: for=10.1.1.1, for=\"[2001:db8::1]:80\";proto=https, for=192.0.2.7;host=\"a.example\";proto=https",
         );
         let rfc7239 =
             Settings { send_forwarded: true, send_x_forwarded: false, ..Settings::default() };

@@ -18,6 +18,7 @@ impl Refusal {
             | Self::TargetInvalid
             | Self::PercentInvalid
             | Self::PathControl
+            | Self::PathDots
             | Self::FramingDouble
             | Self::LengthInvalid => StatusCode::BAD_REQUEST,
             Self::AddressDenied | Self::CountryDenied => StatusCode::FORBIDDEN,

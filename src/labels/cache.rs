@@ -101,6 +101,7 @@ reasons! {
     NoLifetime "no-lifetime" Miss "Not stored: the response is never fresh, has no validator, and may not be served stale.";
     RangeInvalid "content-range" Miss "Not stored: the Content-Range of the partial response is missing, has several parts, or contradicts its length.";
     Deceptive "deceptive" Miss "Not stored: the content type does not match the extension of the path (web cache deception).";
+    Unkeyed "unkeyed" Miss "Not stored: it may depend on what the request has beyond the key: a field that some servers take for a selecting one (X_Device for X-Device), or a query that is too long (414) and not all in the key.";
     MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method cannot be reused.";
     TooLarge "too-large" Miss "Not stored: the body is larger than the store accepts.";
     FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows (`[fills] fills_max`).";

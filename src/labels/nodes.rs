@@ -119,7 +119,7 @@ impl HopRefusal {
 labels! {
     /// Why a request to a peer had no usable response, or not a whole one.
     pub(crate) HopFailure;
-    /// Neither a response nor a 102 (Processing) came in time, or the peer fell silent after its 102.
+    /// Neither a response nor a 102 (Processing) came in time, or the peer fell silent later.
     Deadline "deadline";
     /// Neither came in time, although other signs of life of the peer did.
     Slow "slow";

@@ -30,6 +30,9 @@ labels! {
     /// A control character in the path, encoded or not.
     #[error("the path contains a control character")]
     PathControl "path-control";
+    /// A `..` segment that only some servers see: beside an encoded slash or backslash, or before `;`.
+    #[error("the path has a dot segment that servers read differently")]
+    PathDots "path-dots";
     /// Both `Transfer-Encoding` and `Content-Length` (RFC 9112 §6.1).
     #[error("the request has both Transfer-Encoding and Content-Length")]
     FramingDouble "framing-double";

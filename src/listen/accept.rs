@@ -248,11 +248,22 @@ where
             Ok(Err(refusal)) => return self.count_refusal(refusal),
             Err(timeout) => return self.count_timeout(timeout),
         }
-        let Accepted { stream, peer, listener, permits, .. } = accepted;
+        let Accepted { stream, peer, listener, mut permits, .. } = accepted;
         let facts = Connection::new(peer, local(&stream, &listener));
         match (listener.transport, &self.shared.tls, &self.shared.peers) {
             (Transport::Tls, Some(tls), _) => {
-                self.run_tls(stream, facts, tls, permits, state).await;
+                // In a box that is freed before requests are served: a handshake needs much room.
+                match Box::pin(self.handshake(stream, facts, tls, permits.handshake.take(), state))
+                    .await
+                {
+                    Handshake::Tls(stream, facts, protocol) => {
+                        self.run_http(stream, facts, protocol, state).await;
+                    }
+                    Handshake::PlainHttp(stream, facts) => {
+                        self.run_http(stream, facts, Protocol::PlainHttpOnTls, state).await;
+                    }
+                    Handshake::Failed => {}
+                }
             }
             (Transport::Peers, _, Some(peer_state)) => {
                 Box::pin(self.run_peer(stream, facts, peer_state, permits, state)).await;
@@ -300,27 +311,30 @@ where
         }
     }
 
-    async fn run_tls(
+    /// Does the TLS handshake of a client.
+    async fn handshake(
         &self,
         stream: TcpStream,
         facts: Connection,
         tls: &TlsState,
-        mut permits: Permits,
+        permit: Option<Permit>,
         state: &Rc<ConnectionState>,
-    ) {
+    ) -> Handshake {
         match state.run(begins_with_letter(&stream)).await {
             Ok(false) => {}
             Ok(true) => {
-                drop(permits.handshake.take());
                 self.count_handshake(HandshakeOutcome::NotTls);
-                return Box::pin(self.run_http(stream, facts, Protocol::PlainHttpOnTls, state))
-                    .await;
+                return Handshake::PlainHttp(stream, facts);
             }
-            Err(timeout) => return self.count_timeout(timeout),
+            Err(timeout) => {
+                self.count_timeout(timeout);
+                return Handshake::Failed;
+            }
         }
-        match state.run(TlsAcceptor::from(tls.config()).accept(stream)).await {
+        let accepted = state.run(TlsAcceptor::from(tls.config()).accept(stream)).await;
+        drop(permit);
+        match accepted {
             Ok(Ok(stream)) => {
-                drop(permits.handshake.take());
                 let connection = stream.get_ref().1;
                 self.count_handshake(match connection.handshake_kind() {
                     Some(HandshakeKind::Resumed) => HandshakeOutcome::Resumed,
@@ -332,12 +346,12 @@ where
                     None => Protocol::Unknown,
                 };
                 let facts = Connection { tls: Some(tls_facts(&stream, tls.names())), ..facts };
-                // Boxed, so that the task of a plaintext connection needs no room for it.
-                Box::pin(self.run_http(stream, facts, protocol, state)).await;
+                return Handshake::Tls(Box::new(stream), facts, protocol);
             }
             Ok(Err(error)) => self.count_handshake(handshake_failure(&error)),
             Err(timeout) => self.count_timeout(timeout),
         }
+        Handshake::Failed
     }
 
     /// Reads the PROXY protocol header, if there must be one, and checks the limit of connections of the
@@ -418,6 +432,16 @@ struct Permits {
     _connection: Permit,
     address: Option<Permit>,
     handshake: Option<Permit>,
+}
+
+/// The result of a TLS handshake.
+enum Handshake {
+    /// The stream is in a box: futures that own it are small, wherever they pass it on.
+    Tls(Box<TlsStream<TcpStream>>, Connection, Protocol),
+    /// The client speaks HTTP without TLS.
+    PlainHttp(TcpStream, Connection),
+    /// The connection failed before its first request, and that is counted.
+    Failed,
 }
 
 /// The protocol of a connection before its first request.

@@ -83,7 +83,7 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSock
         let mut address = wanted.address;
         let mut sockets = Vec::with_capacity(workers);
         for _ in 0..workers {
-            let socket = listening(address, true).map_err(failed)?;
+            let socket = listening(address, PortUse::Shared).map_err(failed)?;
             // For port 0, the kernel chooses the port of the first socket; the others share it.
             address = socket.local_addr().map_err(failed)?;
             sockets.push(socket);
@@ -100,17 +100,25 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSock
 /// Checks that the address is free. `SO_REUSEPORT` alone would silently share it with another node of the
 /// same user; a socket without it fails.
 fn check_free(address: SocketAddr) -> io::Result<()> {
-    listening(address, false).map(drop)
+    listening(address, PortUse::Alone).map(drop)
 }
 
-fn listening(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+/// Whether other sockets may listen on the same port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PortUse {
+    Alone,
+    /// With `SO_REUSEPORT`: the kernel spreads connections over all sockets.
+    Shared,
+}
+
+fn listening(address: SocketAddr, port: PortUse) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     // Allows a restart while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
+    socket.set_reuse_port(port == PortUse::Shared)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     // Detects dead peers of long transfers and tunnels, which have no other timeout.

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_back_is_taken_again_empty() {
+    fn a_returned_buffer_is_reused_empty() {
         let mut buffer = take();
         buffer.extend_from_slice(b"GET");
         let place = buffer.as_ptr();

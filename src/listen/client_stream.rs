@@ -1,9 +1,10 @@
 //! The byte stream to one client, for HTTP/1 and HTTP/2.
 //!
-//! It counts bytes and notices blocked writes (see [`super::state`]), holds bytes that were read ahead,
+//! The stream counts bytes and notices blocked writes (see [`super::state`]), holds bytes that were read ahead,
 //! yields to other connections while it writes much, and after its shutdown reads and drops for a moment
 //! what the client still sends.
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
@@ -12,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::buffers;
 use super::socket::{ClientSocket, LEFT_BYTES_MAX};
@@ -31,6 +33,8 @@ pub(super) struct ClientStream<T: ClientSocket> {
     is_shut: bool,
     /// Bytes written since the stream last yielded to other connections.
     turn_bytes: usize,
+    /// Dropped with the stream: see [`ClientStream::dropped`].
+    until_dropped: Option<oneshot::Sender<Infallible>>,
 }
 
 /// The protocol that the first bytes of a connection show.
@@ -54,7 +58,15 @@ impl<T: ClientSocket> ClientStream<T> {
             dropped: 0,
             is_shut: false,
             turn_bytes: 0,
+            until_dropped: None,
         }
+    }
+
+    /// Ready once the stream is dropped. To be called once, before the stream is given away.
+    pub(super) fn dropped(&mut self) -> impl Future<Output = ()> + use<T> {
+        let (until_dropped, dropped) = oneshot::channel();
+        self.until_dropped = Some(until_dropped);
+        async move { _ = dropped.await }
     }
 
     /// Reads until the bytes tell which version of HTTP the client speaks, and holds them.
@@ -158,14 +170,20 @@ impl<T: ClientSocket> ClientStream<T> {
         written
     }
 
-    /// Reads and drops what the client still sends. At the end of that, a client that has many bytes to
+    /// Reads and drops what the client still sends, up to [`DROPPED_BYTES_MAX`]. At the end of that, a client that has many bytes to
     /// take yet keeps the connection open; the worker's check ends it.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.dropped < DROPPED_BYTES_MAX {
             let mut space = [MaybeUninit::uninit(); 8 << 10];
             let mut buffer = ReadBuf::uninit(&mut space);
             match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => self.dropped += buffer.filled().len(),
+                Ok(()) if !buffer.filled().is_empty() => {
+                    let before = self.dropped / EXTENDING_BYTES;
+                    self.dropped += buffer.filled().len();
+                    if self.dropped / EXTENDING_BYTES > before {
+                        self.activity.restart_phase();
+                    }
+                }
                 Ok(()) if self.inner.unacknowledged() > LEFT_BYTES_MAX => return Poll::Pending,
                 _ => break,
             }
@@ -269,8 +287,12 @@ fn protocol(bytes: &[u8]) -> Option<FirstBytes> {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// Room in the buffer at each read.
 const READ_BYTES_MIN: usize = 1 << 10;
-/// At this many dropped bytes, the connection is closed while the client still sends.
-const DROPPED_BYTES_MAX: usize = 1 << 20;
+/// At this many dropped bytes, the connection is closed while the client still sends. Many clients read the response
+/// only after they have sent the whole request.
+const DROPPED_BYTES_MAX: usize = 64 << 20;
+/// So many dropped bytes start the time limit of [`Phase::Lingering`] anew: a client that sends slower than this in
+/// two seconds is not waited for.
+const EXTENDING_BYTES: usize = 64 << 10;
 /// Bytes that a connection writes before it yields: about 50 µs of copying.
 const TURN_BYTES_MAX: usize = 256 << 10;
 /// After the end of an upgraded connection: how long the kernel waits for a client that takes nothing.

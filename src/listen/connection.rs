@@ -75,7 +75,7 @@ impl<S> HttpConnection<S> {
         self.state.register(cx);
     }
 
-    /// Runs the work before the first request, such as the choice of the protocol. Fails when its time
+    /// Runs work that no request is part of, such as the choice of the protocol. Fails when its time
     /// limit is over.
     pub(super) async fn run<F: Future>(&self, work: F) -> Result<F::Output, ConnectionTimeout> {
         self.state.run(work).await

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 /// How far the node's drain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DrainPhase {
-    /// There is none.
+    /// The node does not drain.
     Serving,
     /// The node accepts connections for this time, and tells its clients to connect anew, at an address that is elsewhere by
     /// then.

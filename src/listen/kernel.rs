@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_has_not_taken_is_counted_and_so_is_what_is_left_of_it() {
+    fn unread_bytes_of_a_client_are_counted_also_after_its_connection_was_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let client = TcpStream::connect(address).expect("it listens");

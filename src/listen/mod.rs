@@ -64,7 +64,7 @@ impl ListenerState {
         peers: Option<Arc<PeerListenerState>>,
         clock: Clock,
     ) -> Arc<Self> {
-        let limits = ArcSwap::from_pointee(limits);
+        let limits = ArcSwap::from_pointee(limits.within(open_files_max()));
         Arc::new(Self { limits, counts: Arc::default(), tls, peers, clock })
     }
 
@@ -80,7 +80,7 @@ impl ListenerState {
 
     /// Replaces the limits, for connections that are accepted from now on.
     pub(crate) fn set_limits(&self, limits: Limits) {
-        self.limits.store(Arc::new(limits));
+        self.limits.store(Arc::new(limits.within(open_files_max())));
     }
 }
 
@@ -107,6 +107,13 @@ impl HeadError {
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
         }
     }
+}
+
+/// The most files that this process can have open (the hard limit of RLIMIT_NOFILE). The store raises the limit that is
+/// in force to it.
+fn open_files_max() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.unwrap_or(u64::MAX)
 }
 
 /// The length of path and query as the client sent them.

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
@@ -69,6 +70,7 @@ impl PeerListenerState {
             uri_bytes_max: (3 * clients.uri_bytes_max).min(URI_BYTES_MAX),
             // A slow client of the peer is the peer's to judge; keep-alive probes find a peer that is gone.
             body_rate_min: 0,
+            body_idle_timeout: WINDOW_PATIENCE,
             h2: H2Limits {
                 streams_max: peers.streams_max,
                 requests_per_second_max: None,
@@ -133,5 +135,8 @@ pub(super) fn handshake_refusal(error: &io::Error) -> Option<PeerRefusal> {
 /// Room for the fields that a peer adds to a request: `Skerry-Hop`, `Skerry-Purges`, `Via`, `X-Forwarded-*`.
 const ADDED_BYTES: usize = 4 << 10;
 const ADDED_FIELDS: usize = 16;
+/// How long a response waits for the window of its stream. A peer opens that once half of it was read: 512 KiB, which take
+/// a client 34 minutes at 256 bytes a second.
+const WINDOW_PATIENCE: Duration = Duration::from_secs(3600);
 /// The longest target that the HTTP library holds.
 const URI_BYTES_MAX: usize = 65_534;

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_invalid_and_half_of_one_is_incomplete() {
+    fn other_bytes_are_invalid_and_half_a_header_is_incomplete() {
         let invalid: [&[u8]; 9] = [
             b"GET / HTTP/1.1\r\n",
             b"PROXY TCP4 192.0.2.7 198.51.100.1 51234\r\n",

@@ -205,6 +205,32 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Lowers [`Limits::connections_max`] to half of the files that the process may have open. A request that is
+    /// forwarded takes a second one: the other half is for origins, the disk and the admin API. Logs a limit that is
+    /// lower than the configured one, or than [`FEW_CONNECTIONS`].
+    pub(super) fn within(mut self, open_files_max: u64) -> Self {
+        let max = usize::try_from(open_files_max / 2).unwrap_or(usize::MAX).max(1);
+        if max >= self.connections_max {
+            return self;
+        }
+        let is_default = self.connections_max == Self::default().connections_max;
+        if max < FEW_CONNECTIONS || !is_default {
+            tracing::warn!(
+                "limits.connections_max: {} connections need twice as many open files, and the process may have \
+                 {open_files_max}: {max} connections are accepted; raise the limit (ulimit -Hn, LimitNOFILE), or \
+                 lower connections_max",
+                self.connections_max
+            );
+        }
+        self.connections_max = max;
+        self
+    }
+}
+
+/// A node that accepts fewer connections than this says so at its start.
+const FEW_CONNECTIONS: usize = 4096;
+
 /// Limits of one HTTP/2 connection.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct H2Limits {

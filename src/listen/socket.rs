@@ -54,6 +54,20 @@ impl ClientSocket for TlsStream<TcpStream> {
     }
 }
 
+impl<T: ClientSocket> ClientSocket for Box<T> {
+    fn abort(&self) {
+        (**self).abort();
+    }
+
+    fn unacknowledged(&self) -> usize {
+        (**self).unacknowledged()
+    }
+
+    fn limit_delivery(&self, timeout: Duration) {
+        (**self).limit_delivery(timeout);
+    }
+}
+
 #[expect(unsafe_code, reason = "no crate in use offers SIOCOUTQ")]
 fn send_queue(socket: RawFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

@@ -42,7 +42,7 @@ pub(super) enum Phase {
     Upgraded,
     /// The node has closed its side. Bytes from the client are read and dropped for a moment, because a
     /// reset would destroy the response that is on its way (RFC 9112 §9.6). This phase is extended for
-    /// as long as the client takes the sent bytes at [`Limits::body_rate_min`] or faster.
+    /// as long as the client takes the sent bytes at [`Limits::body_rate_min`] or faster, or still sends its request.
     Lingering,
 }
 
@@ -86,7 +86,7 @@ impl Activity {
     }
 
     /// Starts the time limit of the phase anew.
-    fn restart_phase(&self) {
+    pub(super) fn restart_phase(&self) {
         self.serial.store(self.serial.load(Relaxed).wrapping_add(1), Relaxed);
     }
 

@@ -1,5 +1,5 @@
 //! Implements the actions on the whole node that the admin API needs (reload, drain, fetch, explain), and runs
-//! the purges of HTTP requests with the method PURGE.
+//! the purges of HTTP requests with the method PURGE. Actions that block let other tasks of the background go on.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use http::{HeaderMap, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::block_in_place;
 
 use super::origins;
 use super::shared::Shared;
 use super::shown_tags::configured_tag;
+use crate::bus::refresh::Refresh;
 use crate::cache::KeyHash;
 use crate::clock::unix_ms;
 use crate::config;
@@ -24,15 +26,15 @@ use crate::control::body_budget::BodyBudget;
 use crate::control::node_actions::{ActionFuture, ConfiguredTag, NodeActions, OverviewQuery};
 use crate::control::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::control::prefetch::Prefetcher;
-use crate::control::purge_request::{PurgeRequest, SiteLookup};
-use crate::control::rate::TokenBucket;
-use crate::control::refresh::Refresh;
+use crate::control::purge_request::SiteLookup;
 use crate::dns::DnsQuestion;
 use crate::fleet::Readiness;
 use crate::listen::DrainPhase;
 use crate::metrics::{Metrics, Scrapes};
+use crate::purge::PurgeRequest;
 use crate::route::SiteSettings;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
+use crate::token_bucket::TokenBucket;
 
 impl Shared {
     /// The admin API, ready to run.
@@ -88,7 +90,7 @@ impl NodeActions for Shared {
     }
 
     fn reload(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
-        Box::pin(async { Shared::reload(self) })
+        Box::pin(async { block_in_place(|| Shared::reload(self)) })
     }
 
     fn drain(&self) -> Duration {
@@ -148,11 +150,11 @@ impl NodeActions for Shared {
     }
 
     fn configuration_diff(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
-        Box::pin(async { Shared::configuration_diff(self) })
+        Box::pin(async { block_in_place(|| Shared::configuration_diff(self)) })
     }
 
     fn roll_back(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
-        Box::pin(async { Shared::roll_back(self) })
+        Box::pin(async { block_in_place(|| Shared::roll_back(self)) })
     }
 
     fn watch_log(&self) -> Option<mpsc::Receiver<Bytes>> {
@@ -250,7 +252,7 @@ impl NodeActions for Shared {
         &self,
         request: OriginRequest,
     ) -> ActionFuture<'_, Result<OriginSetting, OriginRefusal>> {
-        Box::pin(async move { self.set_origin_now(&request) })
+        Box::pin(async move { block_in_place(|| self.set_origin_now(&request)) })
     }
 
     fn explain<'a>(
@@ -264,6 +266,7 @@ impl NodeActions for Shared {
             region: self.region.clone(),
             plan: self.plan.load_full(),
             store: self.store.clone(),
+            fills: self.fills.clone(),
             regions: self.regions.load_full(),
             geo: self.geo.clone(),
             clock: self.clock.clone(),

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::control::bus::BusReport;
+use crate::bus::{BusReport, OverduePurge};
 use crate::listen::CertificateReport;
 use crate::metrics::Interval;
 use crate::store::{DirectoryStat, Service};
@@ -60,6 +60,22 @@ pub(super) fn of_bus(bus: Option<BusReport>) -> Vec<Alarm> {
     alarms
 }
 
+/// The oldest purge ordered here that some node has not applied.
+pub(super) fn of_overdue_purge(purge: Option<OverduePurge>) -> Option<Alarm> {
+    let OverduePurge { id, age, nodes, are_out } = purge.filter(|it| it.age >= OVERDUE)?;
+    let minutes = age.as_secs() / 60;
+    let (first, others) = nodes.split_first()?;
+    let nodes = match others {
+        [] => first.to_string(),
+        [other] => format!("{first} and {other}"),
+        others => format!("{first} and {} more nodes", others.len()),
+    };
+    let cause = format!("{nodes} did not apply purge {id} of {minutes} min ago");
+    let action = "check that the node runs, reaches Redis, and can write its disk; skerry nodes forget removes one that is gone for good";
+    // No client is sent to a node that is out.
+    Some(if are_out { notable(cause, action) } else { urgent(cause, action) })
+}
+
 /// A pool with the number of its origins, and of those that are down or ejected.
 pub(super) fn of_pool(pool: &str, origins: usize, out: usize) -> Option<Alarm> {
     match out {
@@ -80,6 +96,7 @@ pub(super) fn of_slow_origins(pool: &str, slow: &[(String, Duration)]) -> Option
     let (origin, time) = slow.iter().max_by_key(|(_, time)| *time)?;
     let others = match slow.len() {
         1 => String::new(),
+        2 => ", and 1 more is slow".to_owned(),
         count => format!(", and {} more are slow", count - 1),
     };
     let seconds = time.as_secs_f64();
@@ -135,8 +152,12 @@ pub(super) fn of_certificate(certificate: &CertificateReport, now: SystemTime) -
     match until.duration_since(now) {
         Err(_) => Some(urgent(format!("the certificate of {name} has expired"), action)),
         Ok(left) if left < EXPIRES_SOON => {
-            let days = left.as_secs() / 86_400;
-            Some(notable(format!("the certificate of {name} expires in {days} days"), action))
+            let left = match left.as_secs() / 86_400 {
+                0 => "less than a day".to_owned(),
+                1 => "a day".to_owned(),
+                days => format!("{days} days"),
+            };
+            Some(notable(format!("the certificate of {name} expires in {left}"), action))
         }
         Ok(_) => None,
     }
@@ -162,6 +183,8 @@ pub(super) fn of_requests(minute: &Interval) -> Vec<Alarm> {
     alarms
 }
 
+/// A purge is everywhere within a second, and a node that restarts is back within a minute.
+const OVERDUE: Duration = Duration::from_secs(60);
 /// How long before its end a certificate is worth a word.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// An origin is slow from this smoothed time to the first byte on: people notice a second.
@@ -189,6 +212,30 @@ mod tests {
     }
 
     #[test]
+    fn a_purge_that_a_node_does_not_apply_is_an_alarm_after_a_minute() {
+        let purge = |seconds, nodes: &[&str], are_out| OverduePurge {
+            id: "7-a".to_owned(),
+            age: Duration::from_secs(seconds),
+            nodes: nodes.iter().map(|name| (*name).into()).collect(),
+            are_out,
+        };
+        assert_eq!(of_overdue_purge(None), None);
+        assert_eq!(of_overdue_purge(Some(purge(59, &["b"], false))), None);
+        let alarm = of_overdue_purge(Some(purge(130, &["b"], false))).expect("an alarm");
+        assert_eq!(
+            (alarm.is_urgent, &*alarm.cause),
+            (true, "b did not apply purge 7-a of 2 min ago")
+        );
+        let alarm = of_overdue_purge(Some(purge(130, &["b", "c", "d"], true))).expect("an alarm");
+        assert_eq!(
+            (alarm.is_urgent, &*alarm.cause),
+            (false, "b and 2 more nodes did not apply purge 7-a of 2 min ago")
+        );
+        let two = of_overdue_purge(Some(purge(130, &["b", "c"], true))).expect("an alarm").cause;
+        assert_eq!(two, "b and c did not apply purge 7-a of 2 min ago");
+    }
+
+    #[test]
     fn a_pool_without_origins_is_urgent_and_one_with_some_is_not() {
         assert_eq!(of_pool("main", 3, 0), None);
         assert_eq!(of_pool("main", 3, 1).map(|it| it.is_urgent), Some(false));
@@ -210,6 +257,8 @@ mod tests {
         assert_eq!(cause(certificate(days(1), true)), None);
         let soon = "the certificate of a.test expires in 3 days";
         assert_eq!(cause(certificate(days(3), false)).as_deref(), Some(soon));
+        let last = "the certificate of a.test expires in less than a day";
+        assert_eq!(cause(certificate(days(0), false)).as_deref(), Some(last));
         let gone = "the certificate of a.test has expired";
         let past = now - Duration::from_secs(1);
         assert_eq!(cause(certificate(past, false)).as_deref(), Some(gone));
@@ -222,7 +271,7 @@ mod tests {
         let cause = |slow: &[_]| of_slow_origins("app", slow).map(|alarm| alarm.cause);
         let one = "pool app: http://a:1520 begins to answer after 1.5 s";
         assert_eq!(cause(&[slow(1520)]).as_deref(), Some(one));
-        let two = "pool app: http://a:1520 begins to answer after 1.5 s, and 1 more are slow";
+        let two = "pool app: http://a:1520 begins to answer after 1.5 s, and 1 more is slow";
         assert_eq!(cause(&[slow(1000), slow(1520)]).as_deref(), Some(two));
     }
 

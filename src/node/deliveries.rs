@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use http::Method;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::shared::Shared;
-use crate::control::bus::PeerPosition;
+use crate::bus::PeerPosition;
 use crate::metrics::Metric;
 use crate::peers::{PURGES_CALL, PeerCaller};
 use crate::random::random_u64;
@@ -81,7 +82,7 @@ impl Shared {
 async fn deliver_forever(shared: Arc<Shared>, name: Arc<str>, mut caller: PeerCaller) {
     let purges = shared.store.purges();
     let mut position = PeerPosition::Unknown;
-    let mut failures = 0;
+    let (mut failures, mut failing_since, mut is_warned) = (0, None, false);
     loop {
         let added = purges.delivery_added();
         let Some(content) = shared.bus.next_delivery(&name, position) else {
@@ -100,15 +101,16 @@ async fn deliver_forever(shared: Arc<Shared>, name: Arc<str>, mut caller: PeerCa
         shared.recorder.count_labelled(Metric::PurgeDeliveries, index);
         match outcome {
             Ok(at) => {
-                if failures >= WARN_AT {
+                if std::mem::take(&mut is_warned) {
                     tracing::info!("peer {name} takes purges again");
                 }
-                (position, failures) = (at, 0);
+                (position, failures, failing_since) = (at, 0, None);
             }
             Err(why) => {
                 purges.note_unreached(&name);
                 failures += 1;
-                if failures == WARN_AT {
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= WARN_AFTER && !std::mem::replace(&mut is_warned, true) {
                     tracing::warn!(
                         "peer {name} takes no purges, it is not asked for what they cover: {why}"
                     );
@@ -133,5 +135,5 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 const CALL_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// The number of failures in a row after which it is logged.
-const WARN_AT: u32 = 3;
+/// How long a peer must fail before it is logged: longer than a restart, and than nodes take to learn of a new one.
+const WARN_AFTER: Duration = Duration::from_secs(5);

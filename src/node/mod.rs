@@ -42,13 +42,14 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 
+use crate::bus::{Bus, BusParts};
 use crate::clock::{Clock, unix_ms};
 use crate::config::{Config, Flags};
 use crate::control::admin;
-use crate::control::bus::{Bus, BusParts};
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
+use crate::fill::collapse::Fills;
 use crate::fleet::Readiness;
 use crate::guard::rate;
 use crate::listen::{
@@ -274,6 +275,12 @@ impl Node {
             ),
             flags,
             rates,
+            fills: Fills::new(
+                config.fills.clone(),
+                config.store.slice_bytes as u64,
+                clock.clone(),
+                metrics.background(),
+            ),
             store,
             bus,
             purges,
@@ -308,6 +315,7 @@ impl Node {
             recent_errors: log.recent_errors().clone(),
             started_ms,
             config: Mutex::new(config),
+            change: Mutex::default(),
         });
         metrics.register_collector(Box::new(NodeMetrics(Arc::downgrade(&shared))));
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)

@@ -30,8 +30,8 @@ impl Shared {
             );
             OriginRefusal::Invalid(detail)
         })?;
-        // Held to the end: a reload must not replace the pools, nor another call write the file.
-        let config = self.config();
+        // A reload must not replace the pools meanwhile, nor another call write the file.
+        let _only_change = self.lock_changes();
         let pools = self.plan.load().pools.clone();
         let Some(pool) = pools.named(&request.pool) else {
             let near = config::suggestion(&request.pool, pools.iter().map(|pool| &**pool.name()));
@@ -47,7 +47,7 @@ impl Shared {
             "the admin API has set the state of an origin"
         );
         if keep || was_kept {
-            let file = config.node.data_directory.join(FILE);
+            let file = self.config().node.data_directory.join(FILE);
             write(&pools, &file).map_err(|error| {
                 let file = file.display();
                 OriginRefusal::NotKept(format!("in force, but cannot write {file}: {error}"))
@@ -78,7 +78,11 @@ pub(super) fn restore(pools: &Pools, directory: &Path) {
             for (name, overrides) in kept {
                 if let Some(pool) = pools.named(&name) {
                     let origins: Vec<&String> = overrides.keys().collect();
-                    tracing::info!(pool = name, ?origins, "origins have the states that were kept");
+                    tracing::info!(
+                        pool = name,
+                        ?origins,
+                        "origins start with the states that the admin API set to be kept"
+                    );
                     pool.restore_overrides(overrides);
                 }
             }

@@ -69,6 +69,7 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
         "failures": origin.failures,
         "ejections": origin.ejections,
         "weight": origin.weight,
+        "priority": origin.priority,
         "set": origin.set.map(|set| json!({
             "state": set.state.as_str(), "weight": set.weight, "kept": set.is_kept,
         })),

@@ -106,6 +106,7 @@ impl Shared {
         alarms.extend(alarms::of_requests(&minute));
         alarms.extend(alarms::of_hit_ratio(&minute, &hour));
         alarms.extend(alarms::of_bus(self.bus.report()));
+        alarms.extend(alarms::of_overdue_purge(self.bus.overdue()));
         alarms.extend(self.store.stat().directories.iter().filter_map(alarms::of_directory));
         alarms.extend(certificates.iter().filter_map(|it| alarms::of_certificate(it, now)));
         alarms.sort_by_key(|alarm| !alarm.is_urgent);

@@ -13,7 +13,7 @@ use super::shared::Shared;
 use crate::config::ProbeSettings;
 use crate::fleet::FleetMember;
 use crate::metrics::Metrics;
-use crate::upstream::{Checks, HealthClass, PoolDefinition, Pools, Resolver};
+use crate::upstream::{Checks, HealthClass, Pools, Resolver};
 
 /// The running probes of one node.
 struct Probes {
@@ -48,11 +48,7 @@ impl Probes {
             return;
         }
         let definition = settings.as_ref().map(|settings| {
-            let addresses = targets.iter().flat_map(|(_, addresses)| addresses);
-            let servers = addresses.map(|address| settings.server_at(*address)).collect();
-            let mut definition = PoolDefinition::new(POOL, servers);
-            definition.settings.check = Some(settings.check.clone());
-            definition
+            settings.pool_of(targets.iter().flat_map(|(_, addresses)| addresses).copied())
         });
         let definition = definition.filter(|definition| !definition.origins.is_empty());
         match self.pools.reload(definition.as_slice()) {
@@ -71,7 +67,7 @@ impl Probes {
 
     /// The nodes none of whose addresses passes its probe.
     fn failing(&self) -> Vec<Arc<str>> {
-        let Some(pool) = self.pools.named(POOL) else { return Vec::new() };
+        let Some(pool) = self.pools.named(ProbeSettings::POOL) else { return Vec::new() };
         let reports = pool.origins();
         let is_failing = |address: &IpAddr| {
             let mut of_address = reports.iter().filter(|report| report.address == Some(*address));
@@ -129,6 +125,4 @@ fn log_changes(before: &BTreeSet<Arc<str>>, now: &BTreeSet<Arc<str>>) {
     }
 }
 
-/// The pool's name in log lines.
-const POOL: &str = "nodes of other regions";
 const PERIOD: Duration = Duration::from_millis(250);

@@ -121,7 +121,7 @@ fn next_region(
 }
 
 /// The pool of one peer. The peer keeps the deadlines of the origin. Whether it lives is watched in `serve/region/patience.rs`
-/// until its response begins, and by the PINGs of the connection afterwards; so this node sets no deadline but that of
+/// as long as another server could answer in its place, and by the PINGs of the connection; so this node sets no deadline but that of
 /// the acknowledgement, which a connection to a slow peer may use up, and never tries twice. `opening`: the time for a
 /// connection; `age_max`: its age at which it gets no further request.
 fn definition(

@@ -10,12 +10,13 @@ use tokio::sync::{mpsc, watch};
 use super::announcement;
 use super::config_history::ConfigHistory;
 use super::metrics::ReloadRecord;
+use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
-use crate::control::bus::Bus;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::dns::{EdgeNode, NameServer};
+use crate::fill::collapse::Fills;
 use crate::fleet::NodeTable;
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainPhase, DrainSwitch, ListenerState, TlsState};
@@ -33,7 +34,10 @@ use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
 /// The state that the workers, the admin API and the background tasks of one node share.
 pub(super) struct Shared {
     pub(super) flags: Flags,
+    /// Held briefly: tasks of the background read it.
     pub(super) config: Mutex<Config>,
+    /// Held by a reload, and by a call that changes an origin, as long as it takes: one at a time.
+    pub(super) change: Mutex<()>,
     pub(super) plan: Arc<ArcSwap<Plan>>,
     /// The health checks of the plan's pools.
     pub(super) checks: Mutex<Checks>,
@@ -41,6 +45,8 @@ pub(super) struct Shared {
     pub(super) discovery: Mutex<Discovery>,
     pub(super) rates: Arc<rate::RateTable>,
     pub(super) store: Store,
+    /// The fills in progress, and the keys whose responses could not be stored.
+    pub(super) fills: Fills,
     pub(super) bus: Bus,
     /// Sends HTTP requests with the method PURGE to the admin API.
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
@@ -86,7 +92,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Reads the configuration again and applies it. A configuration with mistakes changes nothing.
+    /// Reads the configuration again and applies it (blocking, for seconds if a new source of origins does not answer).
+    /// A configuration with mistakes changes nothing.
     ///
     /// # Errors
     /// One line per mistake.
@@ -97,7 +104,7 @@ impl Shared {
     /// Applies the configuration from before the present one.
     ///
     /// # Errors
-    /// There is none, or one line per mistake: a file that it names may have changed since.
+    /// No configuration was in use before, or one line per mistake: a file that it names may have changed since.
     pub(super) fn roll_back(&self) -> Result<Vec<String>, Vec<String>> {
         let previous = self.config_history().previous().cloned();
         let Some(previous) = previous else {
@@ -140,24 +147,27 @@ impl Shared {
     }
 
     fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
-        let mut config = self.config();
+        let _only_change = self.lock_changes();
         let (plan, mut member_changes) =
             plan(&next, &self.plan.load().pools, &self.rates, &self.recorder)?;
         let one = |error: String| vec![error];
         if let Some(tls) = &self.tls {
-            tls.replace(&next.listen.tls, &config.node.data_directory)
+            let data_directory = self.config().node.data_directory.clone();
+            tls.replace(&next.listen.tls, &data_directory)
                 .map_err(|error| one(error.to_string()))?;
         }
         if let Some(tls) = self.peer_tls.as_ref().filter(|_| next.peers.is_on()) {
             tls.replace(&next.peers.files).map_err(|error| one(error.to_string()))?;
         }
-        if next.geo != config.geo {
+        let geo_before = self.config().geo.clone();
+        if next.geo != geo_before {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
         self.name_server.replace(next.dns.clone()).map_err(one)?;
         member_changes.apply();
         // Before the plan is in use: a new pool has no members until its sources have replied.
-        self.discovery().replace(&plan.pools).wait();
+        let first_replies = self.discovery().replace(&plan.pools);
+        first_replies.wait();
         self.plan.store(Arc::new(plan));
         member_changes.close_pools();
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,6 +179,7 @@ impl Shared {
             peers.set_limits(next.peers.limits);
         }
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
+        let mut config = self.config();
         let changes = next.changes(&config);
         let texts = |all: bool| -> Vec<String> {
             let changes = changes.iter().filter(|change| all || change.needs_restart);
@@ -207,6 +218,12 @@ impl Shared {
     /// The result of the last reload.
     pub(super) fn reloads(&self) -> MutexGuard<'_, ReloadRecord> {
         self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other change of the configuration or of an origin is under way. Never call it with the
+    /// configuration locked.
+    pub(super) fn lock_changes(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration that is in use.

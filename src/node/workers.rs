@@ -12,7 +12,6 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_local;
 
 use super::shared::Shared;
-use crate::fill::collapse::Fills;
 use crate::listen::{self, Drain, HeadError, RequestHandler, WorkerSockets};
 use crate::metrics::{Metrics, Recorder};
 use crate::random::random_u64;
@@ -29,14 +28,13 @@ pub(super) struct WorkerThreads<'a> {
     metrics: &'a Arc<Metrics>,
     log: &'a AccessLog,
     drain: Drain,
-    fills: Fills,
     resolver: Arc<Resolver>,
     /// Held while a list of variants is read, changed and written.
     variant_list_lock: Arc<Mutex<()>>,
 }
 
 impl<'a> WorkerThreads<'a> {
-    /// Creates the state shared by the workers: the fills in progress and the lock of variant lists.
+    /// Creates the lock of variant lists, which the workers share.
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         metrics: &'a Arc<Metrics>,
@@ -44,11 +42,7 @@ impl<'a> WorkerThreads<'a> {
         drain: Drain,
         resolver: Arc<Resolver>,
     ) -> Self {
-        let config = shared.config().clone();
-        let recorder = metrics.background();
-        let slice_bytes = config.store.slice_bytes as u64;
-        let fills = Fills::new(config.fills, slice_bytes, shared.clock.clone(), recorder);
-        Self { shared, metrics, log, drain, fills, resolver, variant_list_lock: Arc::default() }
+        Self { shared, metrics, log, drain, resolver, variant_list_lock: Arc::default() }
     }
 
     /// Starts one thread per element of `sockets`.
@@ -77,7 +71,6 @@ impl<'a> WorkerThreads<'a> {
             log: self.log.buffer(recorder.clone(), shared.clock.clone()),
             recorder,
             drain: self.drain.clone(),
-            fills: self.fills.clone(),
             resolver: self.resolver.clone(),
             variant_list_lock: self.variant_list_lock.clone(),
             shared,
@@ -92,7 +85,6 @@ struct WorkerSetup {
     recorder: Recorder,
     log: LogBuffer,
     drain: Drain,
-    fills: Fills,
     resolver: Arc<Resolver>,
     variant_list_lock: Arc<Mutex<()>>,
 }
@@ -145,7 +137,7 @@ impl WorkerSetup {
         Worker::new(WorkerParts {
             plan: shared.plan.clone(),
             store: shared.store.clone(),
-            fills: self.fills,
+            fills: shared.fills.clone(),
             variant_list_lock: self.variant_list_lock,
             upstreams,
             purges: shared.purges.clone(),

@@ -60,7 +60,7 @@ impl PeerCaller {
     /// [`CALLS`](super::CALLS). After a failure, the next call makes a new connection.
     ///
     /// # Errors
-    /// There is no answer within `limit`.
+    /// The peer does not answer within `limit`.
     pub(crate) async fn call(
         &mut self,
         method: Method,

@@ -72,7 +72,7 @@ pub(crate) struct Hop {
 /// Why a field is no [`Hop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HopMistake {
-    /// It is no dictionary, or longer than [`BYTES_MAX`].
+    /// The field is no dictionary, or longer than [`BYTES_MAX`].
     #[error("Skerry-Hop is not a dictionary of at most {BYTES_MAX} bytes")]
     Malformed,
     /// A member is missing, has another type, or is out of bounds.

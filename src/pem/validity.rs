@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_validity_wherever_it_is_cut() {
+    fn a_certificate_that_is_cut_anywhere_has_no_validity() {
         let from = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_000_000);
         let until = from + Duration::from_secs(397 * 86_400);
         let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).expect("a name");

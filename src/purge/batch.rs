@@ -26,6 +26,18 @@ pub(crate) struct PurgeBatch {
     pub sender: Option<DeliverySender>,
 }
 
+impl PurgeBatch {
+    /// Whether this node orders these purges, and may refuse them. It applies those of other nodes whatever its own
+    /// limits are: they are in force elsewhere.
+    pub(super) fn is_ordered_here(&self) -> bool {
+        let is_of_other_node = |record: &RecordPart| !record.is_own;
+        let has_come = self.cursor.is_some()
+            || self.sender.is_some()
+            || self.records.iter().any(is_of_other_node);
+        !has_come
+    }
+}
+
 /// A record in a batch that this node delivers to its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryPart {

@@ -63,7 +63,7 @@ pub(super) struct KeptDeliveries {
     bytes: usize,
     /// The deliveries up to this place are not kept any more, because there were too many.
     pub(super) start: u64,
-    /// How far the deliveries of other nodes were taken, and are on disk.
+    /// How far the deliveries of other nodes were taken, and are on disk; at most [`SENDERS_MAX`].
     pub(super) senders: HashMap<Arc<str>, SenderPosition>,
 }
 
@@ -90,11 +90,11 @@ pub(crate) struct DeliveryBatch {
 /// The next delivery for a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NextDelivery {
-    /// It has everything that is on disk here.
+    /// The peer has everything that is on disk here.
     Nothing,
     /// These deliveries.
     Batch(DeliveryBatch),
-    /// It lacks deliveries that are not kept any more: it must purge everything, which is yet to be ordered.
+    /// The peer lacks deliveries that are not kept any more: it must purge everything, which is yet to be ordered.
     Dropped,
 }
 
@@ -216,11 +216,18 @@ impl KeptDeliveries {
         Some(place)
     }
 
-    /// Notes how far the deliveries of a node were taken. A position never goes back in the same log.
+    /// Notes how far the deliveries of a node were taken. A position never goes back in the same log. Beyond
+    /// [`SENDERS_MAX`] nodes, the one is forgotten whose last delivery is the oldest.
     pub(super) fn take(&mut self, name: Arc<str>, position: SenderPosition) {
         let known = self.senders.entry(name).or_insert(position);
         if known.lineage != position.lineage || known.place < position.place {
             *known = position;
+        }
+        if self.senders.len() > SENDERS_MAX
+            && let Some(oldest) = self.senders.iter().min_by_key(|(_, known)| known.place)
+        {
+            let oldest = oldest.0.clone();
+            self.senders.remove(&oldest);
         }
     }
 
@@ -247,3 +254,6 @@ impl KeptDeliveries {
 pub(super) const ENTRIES_MAX: usize = 65_536;
 /// Their total length, in memory and on disk.
 pub(super) const BYTES_MAX: usize = 32 << 20;
+/// Nodes whose position is kept: many more than a node has peers at a time, where nodes come and go under new names. One
+/// that is forgotten delivers again what it keeps.
+pub(super) const SENDERS_MAX: usize = 4096;

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn written_entries_are_read() {
         let (file, _) = log();
         assert_eq!(read_file_header(&file), Some(5));
         assert_eq!(read(&file), (entries(), file.len() as u64, LogEnd::Whole));

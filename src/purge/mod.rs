@@ -22,6 +22,7 @@ mod outbox;
 mod peer_deliveries; // which peer has which purges
 mod position; // positions in the purge stream
 mod prefixes;
+mod request; // what a caller orders
 mod requirement; // the purges that a request between nodes requires
 mod settings;
 mod table; // the latest purge of each scope
@@ -44,6 +45,7 @@ pub(crate) use self::deliveries::{DeliveryBatch, NextDelivery};
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::position::StreamPosition;
 pub(crate) use self::position::{BusCursor, EntryId};
+pub(crate) use self::request::PurgeRequest;
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::requirement::Requirement;
 pub(crate) use self::settings::Settings;
@@ -145,14 +147,16 @@ impl Purges {
     /// # Errors
     /// The purge was refused; nothing was purged.
     pub(crate) async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
-        self.check_lengths(&batch)?;
+        if batch.is_ordered_here() {
+            self.check_lengths(&batch)?;
+        }
         let permit = match &self.log {
             Some(log) => log.reserve().await.ok(),
             None => None,
         };
         let read = batch.cursor.as_ref().map(|cursor| cursor.read.clone()).unwrap_or_default();
         let _order = self.deliveries.order(&batch);
-        let (purged, entries) = self.apply(batch, None)?;
+        let (purged, entries) = self.apply(batch)?;
         let delivered = delivered(&entries);
         let (done, written) = oneshot::channel();
         match permit {
@@ -187,21 +191,11 @@ impl Purges {
         invalidating: Option<&mut StoredResponse>,
     ) {
         let deliveries = self.deliveries.of_invalidation(&scopes).into_iter().collect();
-        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Invalidated)).collect();
-        let batch = PurgeBatch { purges, deliveries, ..PurgeBatch::default() };
+        let purge = |scope: &PurgeScope| (TableScope::of(scope), PurgeKind::Invalidated);
+        let purges: Vec<_> = scopes.iter().map(purge).collect();
+        let batch = PurgeBatch { deliveries, ..PurgeBatch::default() };
         let _order = self.deliveries.order(&batch);
-        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, invalidating));
-        let entries = match applied {
-            Ok((_, entries)) => entries,
-            Err(error) => {
-                let notice = Notice::warning(
-                    "cannot invalidate stored responses: they may be served until they are stale",
-                    "",
-                    "",
-                );
-                return notices::note(&notice, format_args!("{error}"));
-            }
-        };
+        let (_, entries) = self.apply_scopes(&purges, batch, Vec::new(), invalidating);
         let delivered = delivered(&entries);
         let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) else {
             return self.deliveries.note_on_disk(delivered);
@@ -238,25 +232,33 @@ impl Purges {
         }
     }
 
-    /// Applies a batch and returns the entries for the log. `invalidating` gets its sequence,
-    /// unless an earlier purge covers that response.
-    fn apply(
-        &self,
-        batch: PurgeBatch,
-        invalidating: Option<&mut StoredResponse>,
-    ) -> Result<(Purged, Vec<LogEntry>), PurgeError> {
-        let mut entries = Vec::with_capacity(batch.purges.len() + 2);
-        let count = batch.purges.len();
-        let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (TableScope::of(scope), *kind);
-        let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
-        drop(batch.purges);
+    /// Applies a batch and returns the entries for the log.
+    ///
+    /// # Errors
+    /// The outbox is full; nothing was purged.
+    fn apply(&self, mut batch: PurgeBatch) -> Result<(Purged, Vec<LogEntry>), PurgeError> {
+        let scope = |(scope, kind): (PurgeScope, PurgeKind)| (TableScope::of(&scope), kind);
+        let purges: Vec<_> = std::mem::take(&mut batch.purges).into_iter().map(scope).collect();
         // Before the purges are in force: see hops.rs.
         if let Some(cursor) = &batch.cursor {
             self.place.move_early(cursor);
         }
-        self.insert_unread(batch.records, &purges, &mut entries)?;
+        let mut entries = Vec::with_capacity(purges.len() + 2);
+        self.insert_unread(std::mem::take(&mut batch.records), &purges, &mut entries)?;
+        Ok(self.apply_scopes(&purges, batch, entries, None))
+    }
+
+    /// Puts the purges of a batch in force, and appends their entries for the log. `invalidating` gets their
+    /// sequence, unless an earlier purge covers that response.
+    fn apply_scopes(
+        &self,
+        purges: &[(TableScope, PurgeKind)],
+        batch: PurgeBatch,
+        mut entries: Vec<LogEntry>,
+        invalidating: Option<&mut StoredResponse>,
+    ) -> (Purged, Vec<LogEntry>) {
         let first_purge = entries.len();
-        let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
+        let (first, rest) = purges.split_at(purges.len().min(APPLY_CHUNK));
         let (mut sequence, mut widened) = self.apply_chunk(first, &mut entries, invalidating);
         for chunk in rest.chunks(APPLY_CHUNK) {
             // Lets hits read the table between two chunks.
@@ -264,12 +266,12 @@ impl Purges {
             let (last, more) = self.apply_chunk(chunk, &mut entries, None);
             (sequence, widened) = (last, widened + more);
         }
-        self.recorder.add(Metric::Purges, count as u64);
+        self.recorder.add(Metric::Purges, purges.len() as u64);
         self.keep_deliveries(batch.deliveries, batch.sender, &mut entries, first_purge);
         if let Some(cursor) = &batch.cursor {
             self.set_cursor(cursor, &mut entries);
         }
-        Ok((Purged { sequence, widened }, entries))
+        (Purged { sequence, widened }, entries)
     }
 
     /// Applies a chunk of purges under one write lock. Returns the sequence of the last one, and the number

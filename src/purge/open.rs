@@ -164,9 +164,12 @@ fn apply_entry(
             table.prune(horizon, 0);
             deliveries.prune(horizon);
         }
-        entry @ (LogEntry::Delivery(..) | LogEntry::DeliveryStart(_) | LogEntry::Sender(..)) => {
+        LogEntry::Delivery(place, _) => {
+            // A snapshot has only the latest purge of each scope, which may hide this one.
+            table.note_invalidation(place);
             deliveries.restore(entry);
         }
+        LogEntry::DeliveryStart(_) | LogEntry::Sender(..) => deliveries.restore(entry),
     }
 }
 

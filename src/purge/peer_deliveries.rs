@@ -120,9 +120,11 @@ impl Purges {
                 None => return NextDelivery::Dropped,
             },
         };
+        // A call that skips deliveries begins with a purge of everything, also with one that came from the peer.
+        let skipped_to = (position < kept.start).then_some(first + 1);
         let (mut up_to, mut bytes, mut messages) = (first, 0, Vec::new());
         for (place, delivery) in kept.between(first, on_disk) {
-            let is_back = delivery.from.as_deref() == Some(peer);
+            let is_back = delivery.from.as_deref() == Some(peer) && skipped_to != Some(*place);
             if !is_back {
                 bytes += delivery.message.len();
                 if messages.len() == count_max || bytes > bytes_max && !messages.is_empty() {

@@ -12,7 +12,7 @@ pub(crate) struct Settings {
     /// Maximum entries of the purge table. Above it, the oldest are merged into a soft purge of
     /// everything.
     pub entries_max: usize,
-    /// Maximum length of a purge's URL, prefix, tag or site name.
+    /// Maximum length of a URL, prefix, tag or site name in a purge that is ordered at this node.
     pub scope_bytes_max: usize,
     /// The log is rewritten as a snapshot when it has grown by this much.
     pub log_bytes: u64,

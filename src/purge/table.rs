@@ -118,6 +118,10 @@ pub(super) struct PurgeTable {
     tag_latest: u64,
     /// The sequence of the latest invalidation of any tag.
     tag_invalidated: u64,
+    /// The sequences of the latest invalidations of anything, ascending, at most [`INVALIDATIONS_MAX`].
+    invalidations: VecDeque<u64>,
+    /// Invalidations up to this sequence are not in `invalidations` any more.
+    invalidations_start: u64,
     /// Every entry but `all` by its latest sequence, oldest first. A scope that was purged again leaves
     /// its older elements behind; they are skipped.
     order: VecDeque<(u64, TableScope)>,
@@ -137,6 +141,9 @@ impl PurgeTable {
         self.entry(scope).merge(latest);
         if let TableScope::Url(url) = scope {
             self.paths.entry(path_in(*url)).or_default().merge(latest);
+        }
+        if latest.causes.invalidated {
+            self.note_invalidation(latest.hard);
         }
         if let TableScope::Tag(_) = scope {
             self.tag_latest = self.tag_latest.max(latest.sequence());
@@ -242,15 +249,38 @@ impl PurgeTable {
         self.tag_latest > since.0 || self.verdict(target, since).is_some()
     }
 
-    /// Whether the latest hard purge after `since` of a response whose tags are not known yet may be an
-    /// invalidation by an unsafe method (RFC 9111 §4.4). `since` is not before the horizon.
+    /// Whether an invalidation by an unsafe method (RFC 9111 §4.4) after `since` may cover a response whose tags are
+    /// not known yet. A later purge hides which scope was invalidated: any purge of the target that is not before
+    /// the first invalidation may be that one. `since` is not before the horizon.
     pub(super) fn may_be_invalidated(
         &self,
         target: &PurgeTarget<'_>,
         since: PurgeSequence,
     ) -> bool {
-        self.tag_invalidated > since.0
-            || self.verdict(target, since) == Some(PurgeKind::Invalidated)
+        let Some(before) = self.before_invalidation(since.0) else { return false };
+        self.tag_invalidated > since.0 || self.verdict(target, PurgeSequence(before)).is_some()
+    }
+
+    /// The sequence before the first invalidation after `since`, or an earlier one that is not before `since`.
+    fn before_invalidation(&self, since: u64) -> Option<u64> {
+        if since < self.invalidations_start {
+            return Some(since);
+        }
+        let first = self.invalidations.partition_point(|sequence| *sequence <= since);
+        self.invalidations.get(first).map(|sequence| sequence - 1)
+    }
+
+    /// Notes the sequence of an invalidation.
+    pub(super) fn note_invalidation(&mut self, sequence: u64) {
+        let at = self.invalidations.partition_point(|known| *known < sequence);
+        if self.invalidations.get(at) != Some(&sequence) {
+            self.invalidations.insert(at, sequence);
+        }
+        if self.invalidations.len() > INVALIDATIONS_MAX
+            && let Some(oldest) = self.invalidations.pop_front()
+        {
+            self.invalidations_start = oldest;
+        }
     }
 
     /// Number of entries, not counting `all`.
@@ -329,6 +359,9 @@ impl PurgeTable {
     }
 }
 
+/// More than peers lack in a usual moment. A peer that lacks more is not asked for what any purge since covers.
+const INVALIDATIONS_MAX: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_several_urls_is_covered_by_a_purge_of_any() {
+    fn a_response_to_several_urls_is_covered_by_a_purge_of_any() {
         let verdict = |scope: PurgeScope, tags: &[u64]| {
             let target = PurgeTarget { site: "a", url: URL, tags };
             table(&[(scope, Hard, 5)]).verdict(&target, PurgeSequence(4))
@@ -456,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_before_a_pruned_purge_is_gone() {
+    fn a_response_stored_before_a_pruned_purge_is_gone() {
         let mut old = table(&[(PurgeScope::Url(URL.into()), Soft, 5), (prefix("z"), Soft, 50)]);
         assert_eq!(old.prune(20, 100), 1);
         assert_eq!(old.len(), 1);

@@ -49,7 +49,7 @@ pub(crate) enum Target {
     Off,
     /// Standard output.
     Stdout,
-    /// A file, opened for appending; reopened on SIGHUP.
+    /// A file, opened for appending; reopened on SIGUSR1 and SIGHUP.
     File(PathBuf),
 }
 

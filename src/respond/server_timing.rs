@@ -109,6 +109,7 @@ mod tests {
             attempts: 1,
             unretried: None,
             answered: Some((StatusCode::OK, micros(40_000))),
+            has_age: false,
             queued: micros(5_000),
             connected: Some(micros(3_000)),
         };

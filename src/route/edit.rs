@@ -1,8 +1,8 @@
 //! Changes to header fields: remove, then set, then add.
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
-use crate::fields::FieldsMut;
+use crate::fields::{FieldsMut, passes_for};
 
 use super::{Facts, Template};
 
@@ -29,6 +29,17 @@ impl FieldEdits {
         self.remove.iter().chain(written).any(|changed| changed == name)
     }
 
+    /// Removes the client's fields that some origins take for one that is removed or set here.
+    pub(crate) fn remove_disguised(&self, headers: &mut HeaderMap) {
+        let set = self.set.iter().map(|(name, _)| name);
+        let decided: Vec<&HeaderName> = self.remove.iter().chain(set).collect();
+        let passes = |name: &&HeaderName| decided.iter().any(|decided| passes_for(name, decided));
+        let disguised: Vec<HeaderName> = headers.keys().filter(passes).cloned().collect();
+        for name in disguised {
+            headers.remove(name);
+        }
+    }
+
     /// Applies the changes.
     pub(crate) fn apply(&self, fields: &mut impl FieldsMut, facts: &Facts<'_>) {
         for name in &self.remove {
@@ -50,7 +61,7 @@ impl FieldEdits {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue};
+    use http::HeaderValue;
 
     use super::super::template::tests::with_facts;
     use super::*;
@@ -75,5 +86,24 @@ mod tests {
         let found: Vec<(&str, &str)> =
             lines.into_iter().map(|(name, value)| (name, value.to_str().unwrap())).collect();
         assert_eq!(found, [("b", "DE"), ("b", "two"), ("c", "new"), ("d", "kept")]);
+    }
+
+    #[test]
+    fn a_field_that_passes_for_one_that_is_set_is_removed() {
+        let named = |name| HeaderName::from_static(name);
+        let template = Template::parse("free").unwrap();
+        let edits = FieldEdits {
+            remove: vec![named("x-debug")],
+            set: vec![(named("x-user-tier"), template.clone())],
+            add: vec![(named("x-tag"), template)],
+        };
+        let mut headers = HeaderMap::new();
+        for name in ["x_debug", "x_user-tier", "x_tag", "x_other", "x-user-tier"] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        edits.remove_disguised(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["x-user-tier", "x_other", "x_tag"]);
     }
 }

@@ -12,6 +12,9 @@ pub(crate) struct Rewrite {
 }
 
 impl Rewrite {
+    /// Maximum length of a prefix in bytes.
+    pub(crate) const PREFIX_BYTES_MAX: usize = 1000;
+
     /// The request target for the origin. Copies nothing if nothing changes.
     pub(crate) fn apply(&self, target: &PathAndQuery) -> PathAndQuery {
         let stripped = match &self.strip_prefix {
@@ -34,7 +37,7 @@ impl Rewrite {
             changed.push_str(query);
         }
         PathAndQuery::from_maybe_shared(changed)
-            .expect("prefixes are checked at load and the rest was a target")
+            .expect("the prefix is checked at load, the rest was a target, and TARGET_BYTES_MAX leaves room for both")
     }
 }
 
@@ -49,6 +52,7 @@ fn strip<'a>(path: &'a str, prefix: &str) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::TARGET_BYTES_MAX;
 
     #[track_caller]
     fn check(strip: &str, add: &str, target: &'static str, expected: &str) {
@@ -56,6 +60,16 @@ mod tests {
         let rewrite = Rewrite { strip_prefix: prefix(strip), add_prefix: prefix(add) };
         let found = rewrite.apply(&PathAndQuery::from_static(target));
         assert_eq!(found.as_str(), expected, "-{strip} +{add} {target}");
+    }
+
+    #[test]
+    fn the_longest_prefix_fits_the_longest_target() {
+        let target = |length: usize| format!("/{}", "a".repeat(length - 1));
+        let add_prefix = Some(target(Rewrite::PREFIX_BYTES_MAX).into());
+        let rewrite = Rewrite { strip_prefix: None, add_prefix };
+        let longest = PathAndQuery::from_maybe_shared(target(TARGET_BYTES_MAX)).unwrap();
+        let length = rewrite.apply(&longest).as_str().len();
+        assert_eq!(length, TARGET_BYTES_MAX + Rewrite::PREFIX_BYTES_MAX);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(crate) struct Site {
     /// In the order of the configuration; the first match wins. There may be none that matches
     /// every request.
     pub rules: Vec<Arc<Rule>>,
+    /// Whether its rules let in different requests, by `access` or `rate`.
+    pub has_various_limits: bool,
 }
 
 /// One rule with the pools that it names.
@@ -149,8 +151,7 @@ impl Routes {
     /// matches. Allocates nothing.
     pub(crate) fn find(&self, question: &RouteRequest<'_>) -> Option<(&Arc<Site>, &Arc<Rule>)> {
         let site = self.site(question.host)?;
-        let rule = site.rules.iter().find(|rule| rule.settings.matches.matches(question))?;
-        Some((site, rule))
+        Some((site, site.rule(question)?))
     }
 
     /// All sites, once for each of their hosts.
@@ -177,9 +178,15 @@ impl Routes {
 }
 
 impl Site {
+    /// The first rule that matches, whatever the host.
+    #[inline]
+    pub(crate) fn rule(&self, question: &RouteRequest<'_>) -> Option<&Arc<Rule>> {
+        self.rules.iter().find(|rule| rule.settings.matches.matches(question))
+    }
+
     fn deep_clone(&self) -> Self {
         let rules = self.rules.iter().map(|rule| Arc::new(rule.deep_clone())).collect();
-        Self { name: Arc::from(&*self.name), number: self.number, log_share: self.log_share, rules }
+        Self { name: Arc::from(&*self.name), rules, ..*self }
     }
 
     fn new(settings: &SiteSettings, pools: &Pools) -> Result<Self, UnknownPool> {
@@ -194,11 +201,15 @@ impl Site {
             Ok(Arc::new(Rule { settings, accept_encoding, coding_id, pools }))
         };
         let rules = settings.rules.iter().map(rule).collect::<Result<_, _>>()?;
+        let limits = |rule: &RuleSettings| (rule.guard.access.clone(), rule.guard.rate);
+        let has_various_limits =
+            settings.rules.windows(2).any(|two| limits(&two[0]) != limits(&two[1]));
         Ok(Self {
             name: settings.name.clone(),
             number: settings.number,
             log_share: settings.log_share,
             rules,
+            has_various_limits,
         })
     }
 }

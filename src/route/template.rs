@@ -230,7 +230,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused() {
+    fn text_that_is_no_template_is_refused() {
         refuse("$5", TemplateError::LoneDollar);
         refuse("${request.path", TemplateError::Unclosed);
         refuse("${request.pth}", TemplateError::Unknown("request.pth".into()));

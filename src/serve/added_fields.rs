@@ -49,6 +49,7 @@ impl<'a> SentRequest<'a> {
         headers.insert(REQUEST_ID, id);
         let edits = &self.rule.settings.request_fields;
         if !edits.is_empty() {
+            edits.remove_disguised(headers);
             edits.apply(headers, &self.facts());
         }
     }

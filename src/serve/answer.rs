@@ -22,6 +22,7 @@ use crate::body::{Body, BodySource, PollFrame};
 use crate::cache::{
     self, CacheStatus, Continuation, KeyHash, Multipart, Reason, Selected, StoredResponse,
 };
+use crate::context::ResponseFacts;
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
 use crate::fill::parts::{PartResponse, Parts};
@@ -99,7 +100,7 @@ impl Visit {
         if head.response.form.is_some() {
             return Some((self.select_aged(Source::Stored(head), age)?, Content::Negotiated));
         }
-        let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
+        let is_fixed = self.negotiability(head) == Some(Negotiability::Fixed);
         let wanted = if is_fixed { None } else { self.wanted_form(head) };
         if let Some(coding) = wanted
             && cache::continuation(&head.response, &self.fields) != Continuation::Same
@@ -238,9 +239,11 @@ pub(super) fn add_unshared(reply: &mut Reply, unshared: &HeaderMap) {
     }
 }
 
-/// Removes `Age` from an answer that comes directly from the origin.
-pub(super) fn remove_zero_age(reply: &mut Reply) {
-    if reply.fields.get(&AGE) == Some(b"0") {
+/// Removes `Age` from an answer that comes directly from the origin. One of another cache keeps it, such as a hit of a peer
+/// (RFC 9111 §5.1).
+pub(super) fn remove_zero_age(reply: &mut Reply, facts: &ResponseFacts) {
+    let is_of_cache = facts.upstream.as_ref().is_some_and(|upstream| upstream.has_age);
+    if !is_of_cache && reply.fields.get(&AGE) == Some(b"0") {
         reply.fields.remove(&AGE);
     }
 }

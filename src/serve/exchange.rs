@@ -77,7 +77,7 @@ pub(super) struct Job {
 /// The request of an exchange as the origin gets it.
 pub(super) enum OriginRequest {
     Written(Box<Request<()>>),
-    /// It is written if the origin is asked: the peer that is asked first nearly always answers.
+    /// The request is written only if the origin is asked: the peer that is asked first nearly always answers.
     OfVisit(Box<Visit>),
 }
 
@@ -131,11 +131,11 @@ pub(super) enum Disposition {
     Store(Box<StoredResponse>),
     /// Store it on its own: it is a part of an object.
     StorePart(Box<StoredResponse>),
-    /// It confirms the stored response, whose updated head record this is.
+    /// The response confirms the stored one, whose updated head record this is.
     Validated(Arc<StoredHead>),
     /// The same for this request only: the record is not stored.
     ValidatedOnce(Arc<StoredHead>),
-    /// It is an error, in place of which a stale response may be served.
+    /// An error status, in place of which a stale response may be served.
     UpstreamError(StatusCode),
 }
 

@@ -14,7 +14,7 @@ use super::forms::form_lookup::WantedForms;
 use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::region::{NextHop, PeerLink, SharedRegion, ShieldNodes};
-use super::routing::{no_site, route};
+use super::routing::{no_site, route, rules_of_other_readings};
 use super::visitors::cookies::remove_cookie;
 use super::worker::Plan;
 use crate::cache::{
@@ -24,6 +24,7 @@ use crate::cache::{
 use crate::clock::Clock;
 use crate::context::{Connection, RequestId, Requester};
 use crate::fields::Fields;
+use crate::fill::collapse::Fills;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
 use crate::labels::WhyOrigin;
 use crate::purge::Requirement;
@@ -39,6 +40,8 @@ pub(crate) struct Explainer {
     pub plan: Arc<Plan>,
     /// The node's store.
     pub store: Store,
+    /// The node's fills, which know the keys whose responses could not be stored.
+    pub fills: Fills,
     /// The regions of the fleet.
     pub regions: Arc<RegionTable>,
     /// Locates clients.
@@ -85,10 +88,15 @@ impl Explainer {
             "country": place.country.map(|country| country.as_str().to_owned()),
         });
         let known = Client { address: client, country: place.country };
-        if let Err((reason, status)) = self.admit(rule, known, &headers, &mut explanation) {
-            explanation["decision"] = answered_here("refuse", reason);
-            explanation["decision"]["status"] = json!(status.as_u16());
-            return Ok(explanation);
+        let others = || rules_of_other_readings(site, rule, &request, &method, &place);
+        let others = site.has_various_limits.then(others).unwrap_or_default();
+        for limiting in others.into_iter().chain([rule]) {
+            if let Err((reason, status)) = self.admit(limiting, known, &headers, &mut explanation) {
+                explanation["access"]["rule"] = json!(&*limiting.settings.name);
+                explanation["decision"] = answered_here("refuse", reason);
+                explanation["decision"]["status"] = json!(status.as_u16());
+                return Ok(explanation);
+            }
         }
         let group = explain_group(rule, known, &mut headers, &place, &mut explanation);
         let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
@@ -148,7 +156,12 @@ impl Explainer {
             explanation["rules"] = applied_rules(&head.response, query.fields, settings);
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
-        explanation["decision"] = decision(query.decide(&found, now));
+        let is_passed = self.fills.is_uncacheable(found.hash);
+        explanation["decision"] = decision(match query.decide(&found, now) {
+            Decision::Forward(_) if is_passed => Decision::Forward(Reason::RememberedPass),
+            Decision::Validate(_) if is_passed => Decision::Validate(Reason::RememberedPass),
+            other => other,
+        });
         explanation["next_hop"] = self.next_hop(site, query.rule, &found);
     }
 

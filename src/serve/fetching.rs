@@ -373,17 +373,23 @@ impl Visit {
         let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
         let stored = filling.object().is_some();
         let facts = facts.with_status(|status| CacheStatus { stored, ttl, ..status });
-        Ok(facts.answer(self.leader_reply(&filling, own)).of(content_of(&filling)))
+        let reply = self.leader_reply(&filling, own, &facts);
+        Ok(facts.answer(reply).of(content_of(&filling)))
     }
 
     /// The reply from a fill to the request that leads it. `unshared` are the fields of the response that
     /// go only to this client.
-    fn leader_reply(&self, filling: &Filling, unshared: &HeaderMap) -> Reply {
+    fn leader_reply(
+        &self,
+        filling: &Filling,
+        unshared: &HeaderMap,
+        facts: &ResponseFacts,
+    ) -> Reply {
         let head = filling.head();
         let source = Source::Filling(filling, head.as_ref());
         let reply = self.select(source, self.worker.clock.now());
         let mut reply = reply.expect("a fill is of a whole response");
-        remove_zero_age(&mut reply);
+        remove_zero_age(&mut reply, facts);
         add_unshared(&mut reply, unshared);
         reply
     }
@@ -645,7 +651,7 @@ fn has_gaps_to_fill(found: &LookupResult) -> bool {
 /// Whether a follower can be answered from a fill.
 enum FillingMatch {
     Usable,
-    /// It is of another variant, or of a form for other clients; those of this request are stored under this hash.
+    /// The fill is of another variant, or of a form for other clients; those of this request are stored under this hash.
     OtherVariant(cache::KeyHash),
     Unusable,
 }

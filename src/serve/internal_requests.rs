@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::worker::Worker;
 use crate::body::Body;
 use crate::context::Connection;
+use crate::fields::TARGET_BYTES_MAX;
 
 /// A request that the node sends itself.
 pub(crate) struct InternalRequest {
@@ -46,6 +47,9 @@ async fn fetch(
 ) -> Result<(StatusCode, Bytes), String> {
     let authority = url.authority().ok_or("expected a URL with a host")?;
     let target = url.path_and_query().map_or("/", |target| target.as_str());
+    if target.len() > TARGET_BYTES_MAX {
+        return Err(format!("the URL is longer than {TARGET_BYTES_MAX} bytes"));
+    }
     let mut request = Request::builder().uri(target).header(HOST, authority.as_str());
     request = request.header(USER_AGENT, AGENT);
     if content_bytes_max.is_none() {

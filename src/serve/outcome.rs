@@ -5,6 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::AGE;
+
 use crate::cache::{CacheStatus, StoredResponse};
 use crate::context::{ResponseFacts, UpstreamFacts};
 use crate::labels::UpstreamKind;
@@ -29,7 +31,7 @@ pub(super) type AnswerFuture<'a> =
 pub(super) enum Content {
     /// Recoded, it is for this client only.
     Unshared,
-    /// It has the coding that was negotiated.
+    /// The content has the coding that was negotiated.
     Negotiated,
     /// A stored response: recoded, it is stored beside it.
     Stored {
@@ -51,7 +53,7 @@ pub(super) struct PathError {
 
 /// A reply after encode.
 pub(super) enum Encoded {
-    /// It can be sent.
+    /// The answer can be sent.
     Ready(Answered),
     /// Its recoded content is looked up or made first.
     Recoding(Box<Recoding>),
@@ -131,6 +133,7 @@ pub(super) fn upstream_facts(
         attempts: response.attempts,
         unretried: response.unretried,
         answered: Some((response.response.status(), response.first_byte)),
+        has_age: response.response.headers().contains_key(AGE),
         queued: response.queued,
         connected: response.connected,
     })
@@ -139,7 +142,7 @@ pub(super) fn upstream_facts(
 /// The facts of an exchange without a response.
 pub(super) fn unanswered_facts(tried: &Tried) -> Box<UpstreamFacts> {
     let Tried { pool, origin, address, attempts, unretried } = tried.clone();
-    let (answered, queued, connected) = (None, Duration::ZERO, None);
+    let (answered, has_age, queued, connected) = (None, false, Duration::ZERO, None);
     Box::new(UpstreamFacts {
         kind: UpstreamKind::Origin,
         pool,
@@ -148,6 +151,7 @@ pub(super) fn unanswered_facts(tried: &Tried) -> Box<UpstreamFacts> {
         attempts,
         unretried,
         answered,
+        has_age,
         queued,
         connected,
     })

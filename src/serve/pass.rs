@@ -13,6 +13,7 @@ use super::outcome::{
 };
 use super::{Payload, ProtocolSwitch, Visit, errors, finish_error};
 use crate::body::{Body, BodySource};
+use crate::cache::vary::OF_DICTIONARIES;
 use crate::cache::{
     self, CacheStatus, Freshened, PurgeScope, PurgeSequence, Reason, StoredResponse,
 };
@@ -74,29 +75,26 @@ impl Visit {
         let invalid = self.invalidated(&job, &response.response);
         let is_for_peers = self.worker.region.is_some() && !invalid.is_empty();
         let is_for_client = switch.is_some() || intent.is_call;
-        let received = Received { response, facts, invalid, is_for_client };
+        let received = Received { response, facts, invalid, is_for_client, is_unkeyed };
+        // On the heap: most exchanges do not need the room.
         match self.pass_response(&job, &found, sequence, switch, received)? {
-            Passed::Through(answered) if !is_for_peers => Ok(answered),
-            // On the heap: most exchanges do not need the room.
-            passed => Box::pin(self.store_and_wait(job, passed, is_unkeyed, is_for_peers)).await,
+            passed if is_for_peers => Box::pin(self.store_and_wait_for_peers(job, passed)).await,
+            Passed::Storable(storable) => Box::pin(self.store(job, storable)).await,
+            Passed::Through(answered) => Ok(answered),
         }
     }
 
-    /// Stores the response, if it may be stored, and waits for peers, if the request has invalidated something.
-    async fn store_and_wait(
+    /// Stores the response, if it may be stored, and waits until the peers have applied what the request has invalidated.
+    async fn store_and_wait_for_peers(
         &self,
         job: Job,
         passed: Passed,
-        is_unkeyed: bool,
-        is_for_peers: bool,
     ) -> Result<Answered, Box<PathError>> {
         let answered = match passed {
             Passed::Through(answered) => answered,
-            Passed::Storable(storable) => self.store(job, storable, is_unkeyed).await?,
+            Passed::Storable(storable) => self.store(job, storable).await?,
         };
-        if is_for_peers {
-            self.wait_for_peers().await;
-        }
+        self.wait_for_peers().await;
         Ok(answered)
     }
 
@@ -193,7 +191,7 @@ impl Visit {
         found: &LookupResult,
         sequence: PurgeSequence,
         switch: Option<Box<ProtocolSwitch>>,
-        Received { mut response, mut facts, invalid, is_for_client }: Received,
+        Received { mut response, mut facts, invalid, is_for_client, is_unkeyed }: Received,
     ) -> Result<Passed, Box<PathError>> {
         // RFC 5861 §4, also for uncollapsed requests.
         if cache::decide::is_upstream_error(response.response.status()) {
@@ -217,9 +215,13 @@ impl Visit {
         let disposition = job.decide_disposition(&mut response.response, response.times, sequence);
         let response = response.response;
         match disposition {
-            Disposition::Store(stored) => {
-                Ok(Passed::Storable(Box::new(Storable { stored, response, invalid, facts })))
-            }
+            Disposition::Store(stored) => Ok(Passed::Storable(Box::new(Storable {
+                stored,
+                response,
+                invalid,
+                is_unkeyed,
+                facts,
+            }))),
             Disposition::Pass { reason, .. } => {
                 self.invalidate(invalid, None);
                 // A 206 was requested as such; the others follow from method and rule.
@@ -240,13 +242,8 @@ impl Visit {
     }
 
     /// Stores the response and answers from the fill.
-    async fn store(
-        &self,
-        job: Job,
-        storable: Box<Storable>,
-        is_unkeyed: bool,
-    ) -> Result<Answered, Box<PathError>> {
-        let Storable { mut stored, response, invalid, facts } = *storable;
+    async fn store(&self, job: Job, storable: Box<Storable>) -> Result<Answered, Box<PathError>> {
+        let Storable { mut stored, response, invalid, is_unkeyed, facts } = *storable;
         job.store_no_vary_search(&stored).await;
         self.invalidate(invalid, Some(&mut stored));
         if is_unkeyed {
@@ -345,7 +342,13 @@ impl Visit {
             None => cache::add_tags_without_coding(&mut headers),
         }
         if let Some(codings) = self.codings_for_origin(&headers) {
-            headers.insert(ACCEPT_ENCODING, codings);
+            let theirs = headers.insert(ACCEPT_ENCODING, codings);
+            // A client names a dictionary only beside the codings `dcb` and `dcz`: nearly all other fields have no `c`.
+            if theirs.is_some_and(|theirs| memchr::memchr(b'c', theirs.as_bytes()).is_some()) {
+                for name in &OF_DICTIONARIES {
+                    headers.remove(name);
+                }
+            }
         }
         self.add_hop_fields(&mut headers);
         self.query().sent().add_fields(&mut headers);
@@ -388,13 +391,15 @@ struct Received {
     /// The response to a protocol switch or a gRPC call is for its client only, because no key contains what it
     /// depends on.
     is_for_client: bool,
+    /// See [`Storable::is_unkeyed`].
+    is_unkeyed: bool,
 }
 
 /// The use of the response to an uncollapsed request.
 enum Passed {
-    /// It is passed on.
+    /// The response is passed on.
     Through(Answered),
-    /// It may be stored.
+    /// The response may be stored.
     Storable(Box<Storable>),
 }
 
@@ -404,6 +409,8 @@ struct Storable {
     response: Response<Body>,
     /// The stored responses that it invalidates.
     invalid: Vec<PurgeScope>,
+    /// The request has content, which no key contains: the response is passed on and not stored.
+    is_unkeyed: bool,
     facts: ResponseFacts,
 }
 

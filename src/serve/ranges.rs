@@ -181,7 +181,7 @@ impl Visit {
             Ok(first) => Gaps::Open(parts, Box::new(first)),
             Err(PartError::Changed) => Gaps::Changed,
             Err(PartError::Declined(_)) => Gaps::Declined,
-            Err(PartError::Failed(why)) => Gaps::Failed(FillFailure::Upstream(why)),
+            Err(PartError::Failed(failure)) => Gaps::Failed(failure),
         }
     }
 
@@ -234,7 +234,7 @@ impl Visit {
         let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
         match self.select(Source::Parts(parts, &RefCell::new(Some(first))), now) {
             Some(mut reply) => {
-                remove_zero_age(&mut reply);
+                remove_zero_age(&mut reply, &facts);
                 Ok(facts.answer(reply))
             }
             None => Err(facts),
@@ -315,7 +315,7 @@ impl Job {
             FirstBytes::Slices(_) => {
                 Ok((self.send(|| first_range.base.request(None, None)).await?, None))
             }
-            // It answers the client's request, whether or not it can be stored.
+            // The response answers the client's request, whether or not it can be stored.
             FirstBytes::Suffix(_) => Ok((received, None)),
         }
     }

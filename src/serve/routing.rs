@@ -7,7 +7,7 @@ use http::{Method, Uri};
 
 use crate::cache::UrlParts;
 use crate::cache::key::url_part;
-use crate::guard::{Gate, Normalised};
+use crate::guard::{Gate, Normalised, other_readings};
 use crate::route::{RouteRequest, Routes, Rule, Site};
 
 /// The site and the rule that answer a request; `None` if no site has its host.
@@ -19,6 +19,27 @@ pub(super) fn route<'r>(
 ) -> Option<(&'r Arc<Site>, &'r Arc<Rule>)> {
     let (host, path) = (request.authority.host(), request.path());
     routes.find(&RouteRequest { scheme: request.scheme, host, path, method, place })
+}
+
+/// The rules for the other paths that an origin may read in the path of a request: the request must keep their limits
+/// besides those of its own rule. Needed only where [`Site::has_various_limits`]; allocates only for such paths.
+pub(super) fn rules_of_other_readings<'r>(
+    site: &'r Site,
+    rule: &Arc<Rule>,
+    request: &Normalised,
+    method: &Method,
+    place: &Place,
+) -> Vec<&'r Arc<Rule>> {
+    let mut rules: Vec<&Arc<Rule>> = Vec::new();
+    let (scheme, host) = (request.scheme, request.authority.host());
+    for path in other_readings(request.path()) {
+        let question = RouteRequest { scheme, host, path: &path, method, place };
+        let Some(other) = site.rule(&question) else { continue };
+        if !Arc::ptr_eq(other, rule) && !rules.iter().any(|known| Arc::ptr_eq(known, other)) {
+            rules.push(other);
+        }
+    }
+    rules
 }
 
 /// A URL as it stands in the keys of its rule, for purges.

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_for_any_more_is_forgotten() {
+    fn keys_that_are_not_requested_any_more_are_forgotten() {
         let sketch = FrequencySketch::new();
         for _ in 0..8 {
             sketch.add(key(1));

@@ -26,7 +26,7 @@ use crate::cache::{Coding, Form, KeyHash, StoredResponse};
 /// A form that is stored.
 #[derive(Clone, Debug)]
 pub(crate) enum StoredForm {
-    /// It can be used.
+    /// The form can be used.
     Current(Arc<StoredHead>),
     /// Its bytes are right, but its source was validated since: [`Store::renew_form`].
     Outdated(Arc<StoredHead>),
@@ -102,6 +102,11 @@ impl Store {
         coding: Option<Coding>,
     ) -> Option<StoredForm> {
         let Record::Response(form) = record else { return None };
+        // Found before: neither record has changed since, and what follows reads lines of them that the hit does not need.
+        if source.next_form.has_first(&form) {
+            self.link_again(source, &form);
+            return Some(StoredForm::Current(form));
+        }
         if !form.is_form_of(source) {
             return None;
         }
@@ -111,7 +116,7 @@ impl Store {
             return Some(StoredForm::Outdated(form));
         }
         self.link_again(source, &form);
-        source.next_form.add(&form);
+        source.next_form.put_first(&form);
         Some(StoredForm::Current(form))
     }
 }

@@ -56,7 +56,7 @@ pub(crate) use self::record::{ObjectId, Record, StoredHead};
 pub(crate) use self::settings::{Admission, Directory, DiskReserve, Settings, SiteShare};
 pub(crate) use self::space::{bytes_text, memory_bytes, misfits};
 pub(crate) use self::stat::{DirectoryStat, Service, Stat};
-pub(crate) use self::write::{ObjectWriter, WriteError};
+pub(crate) use self::write::ObjectWriter;
 
 use self::form_marks::FormMarks;
 use self::newest_objects::NewestObjects;
@@ -284,6 +284,11 @@ impl Store {
             directories: disks.stat(),
             sites: sites.stat(),
         }
+    }
+
+    /// The state of each directory, in the order of the settings.
+    pub(crate) fn directories(&self) -> Vec<DirectoryStat> {
+        self.tiers.disks.stat()
     }
 
     /// Writes the pieces in memory to disk and releases the directories. Pieces stored afterwards

@@ -1,5 +1,6 @@
 //! The records of the store: stored responses and variant lists.
 
+use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use super::form_marks::FormMarks;
 use super::next_form::NextForm;
 pub(crate) use super::piece_key::ObjectId;
-use crate::cache::{Coding, Form, KeyHash, StoredResponse, VaryList};
+use crate::cache::{Coding, KeyHash, StoredResponse, VaryList};
 use crate::fields::Known;
 use crate::purge::Checkpoint;
 
@@ -36,31 +37,52 @@ impl Record {
 
 /// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state`,
 /// `form_marks`, `next_form` and `coding_note`.
+///
+/// `repr(C)`, for the reason that [`StoredResponse`] gives. The lines of 64 bytes, with the counts of the `Arc`:
+///
+/// ```text
+/// 0    counts, marks, `parts`, `form`              every hit; also of a form that the hit only passes on its way to another
+/// 64   `key`, `freshness`, `stored_at_sequence`    to decide
+/// 128  `headers` … `version`                       to send
+/// 192  `variant`, `tags`, `inline`, `object`       to send
+/// ```
+///
+/// So a hit of a form reads lines 0 and 64 of the source, and 0, 128 and 192 of the form.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct StoredHead {
+    /// The forms of this response, or further forms of the same response.
+    pub(super) next_form: NextForm,
+    /// The position in the purge log up to which the response was checked.
+    pub(super) checkpoint: Checkpoint,
+    /// The size of the body's slices, in bytes.
+    pub slice_bytes: u32,
+    /// The facts about its forms.
+    pub(super) form_marks: FormMarks,
+    /// One of [`disk_state`].
+    pub(super) disk_state: AtomicU8,
+    /// See [`StoredHead::coding_note`].
+    pub(super) coding_note: AtomicU8,
     /// The response, as the caching rules read it.
     pub response: StoredResponse,
-    /// The object whose slices are the body.
-    pub object: ObjectId,
     /// The whole body if it fits into one slice. Of a part stored by
     /// [`Store::put_apart`](super::Store::put_apart): the bytes of that part.
     pub inline: Option<Bytes>,
-    /// The size of the body's slices, in bytes.
-    pub slice_bytes: u32,
-    /// The position in the purge log up to which the response was checked.
-    pub(super) checkpoint: Checkpoint,
-    /// One of [`disk_state`].
-    pub(super) disk_state: AtomicU8,
-    /// The facts about its forms.
-    pub(super) form_marks: FormMarks,
-    /// A form of this response, or the next form of the same response.
-    pub(super) next_form: NextForm,
-    /// See [`StoredHead::coding_note`].
-    pub(super) coding_note: AtomicU8,
+    /// The object whose slices are the body.
+    pub object: ObjectId,
 }
 
 /// With the counts of its `Arc` a head fills one of the allocator's size classes; the next has 320 bytes.
-const _: () = assert!(size_of::<StoredHead>() + 16 <= 256);
+const _: () = assert!(ARC_COUNTS + size_of::<StoredHead>() <= 256);
+/// The lines that [`StoredHead`] describes.
+const _: () = {
+    let response = ARC_COUNTS + offset_of!(StoredHead, response);
+    assert!(response + offset_of!(StoredResponse, key) == 64);
+    assert!(response + offset_of!(StoredResponse, headers) == 128);
+    assert!(response + offset_of!(StoredResponse, variant) == 192);
+};
+/// The bytes of an `Arc` before its value, which has an alignment of 16.
+const ARC_COUNTS: usize = 16;
 
 /// How far a head is on its way to disk. The state only moves along these arrows.
 ///
@@ -109,9 +131,10 @@ impl StoredHead {
         inline.or(self.response.complete_length).unwrap_or_default()
     }
 
-    /// Whether it holds one part of an object, to which no other part can be added.
+    /// Whether it holds one part of an object, to which no other part can be added. Reads the first line of the record alone if it
+    /// is no part, as nearly always.
     pub(crate) fn is_standalone_part(&self) -> bool {
-        self.inline.is_some() && self.response.parts.is_some()
+        self.response.parts.is_some() && self.inline.is_some()
     }
 
     /// These bytes of an inline body. `None` if the body is not inline, or lacks some of them.
@@ -174,12 +197,7 @@ impl StoredHead {
     /// tier does not learn that it is used.
     #[inline]
     pub(crate) fn used_form(&self, coding: Option<Coding>) -> Option<Arc<Self>> {
-        let wanted = Form::index(coding);
-        let mut form = self.next_form.get()?;
-        while form.form_marks.coding_index() < wanted {
-            form = form.next_form.get()?;
-        }
-        (form.form_marks.coding_index() == wanted).then_some(form)
+        self.next_form.find(coding)
     }
 
     /// Whether a form with this coding may exist. `false`: [`StoredHead::expect_form`] was told that none does.

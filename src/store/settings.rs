@@ -78,7 +78,7 @@ pub(crate) enum Admission {
 pub(crate) enum DiskReserve {
     /// A twentieth of the file system, but at least the smaller of 1 GiB and a tenth of it.
     Auto,
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
 }
 

@@ -23,7 +23,7 @@ impl MemoryShare {
 
     /// A piece of this weight in bytes enters memory.
     pub(super) fn entered(&self, key: &PieceKey, weight: usize) {
-        self.used.add(weight as u64, key.is_head());
+        self.used.add(weight as u64, key);
         if self.bytes_max.is_some() {
             self.oldest().push_back(*key);
         }
@@ -31,7 +31,7 @@ impl MemoryShare {
 
     /// A piece of this weight in bytes leaves memory.
     pub(super) fn left(&self, key: &PieceKey, weight: usize) {
-        self.used.take(weight as u64, key.is_head());
+        self.used.take(weight as u64, key);
     }
 
     /// The next piece that must leave memory; never the newest.
@@ -62,14 +62,15 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    pub(super) fn add(&self, bytes: u64, is_head: bool) {
+    /// Adds a piece of this size in bytes.
+    pub(super) fn add(&self, bytes: u64, key: &PieceKey) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.objects.fetch_add(u64::from(is_head), Ordering::Relaxed);
+        self.objects.fetch_add(u64::from(key.is_head()), Ordering::Relaxed);
     }
 
-    fn take(&self, bytes: u64, is_head: bool) {
+    fn take(&self, bytes: u64, key: &PieceKey) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.objects.fetch_sub(u64::from(is_head), Ordering::Relaxed);
+        self.objects.fetch_sub(u64::from(key.is_head()), Ordering::Relaxed);
     }
 
     pub(super) fn set(&self, bytes: u64, objects: u64) {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::piece_key::PieceKey;
 use super::settings::Settings;
 use super::share::{MemoryShare, Usage};
 use super::stat::SiteStat;
@@ -85,8 +86,8 @@ impl Site {
     }
 
     /// A piece of this size in bytes was written to disk.
-    pub(super) fn written(&self, bytes: u64, is_head: bool) {
-        self.disk.add(bytes, is_head);
+    pub(super) fn written(&self, bytes: u64, key: &PieceKey) {
+        self.disk.add(bytes, key);
     }
 
     /// Whether it has reached its limit on the disks.

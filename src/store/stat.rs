@@ -73,13 +73,13 @@ pub(crate) struct DirectoryStat {
 /// The state of service of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
-    /// It is read and written.
+    /// The directory is read and written.
     Serving,
     /// Its index is being read back: nothing is read from it yet, writes wait.
     Recovering,
     /// A write failed: it is only read until a retry succeeds.
     ReadOnly,
-    /// It exceeded the deadline or could not be opened: neither read nor written until a retry succeeds.
+    /// The directory exceeded the deadline or could not be opened: neither read nor written until a retry succeeds.
     Out,
 }
 
@@ -99,83 +99,97 @@ impl Service {
 pub(super) struct Gauges(pub(super) Box<dyn Fn() -> Option<Stat> + Send + Sync>);
 
 impl Collector for Gauges {
-    #[expect(clippy::too_many_lines, reason = "a flat list of gauges")]
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let Some(stat) = self.0() else { return Ok(()) };
-        for (name, help, value) in [
-            ("store_memory_bytes", "Bytes in the memory tier.", stat.memory_bytes),
-            ("store_memory_bytes_max", "Maximum bytes in the memory tier.", stat.memory_bytes_max),
-            (
-                "store_memory_pieces",
-                "Head records, variant lists and slices in memory.",
-                stat.memory_pieces,
-            ),
-            (
-                "store_held_bytes",
-                "Bytes of bodies evicted from the memory tier that are still in use.",
-                stat.held_bytes,
-            ),
-            ("purge_entries", "Entries of the purge table.", stat.purge_entries),
-            ("purge_outbox", "Messages waiting for the purge bus.", stat.outbox_messages),
-        ] {
-            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(value as i64).encode(encoder)?;
-        }
-        type OfDirectory = fn(&DirectoryStat) -> u64;
-        let families: [(&str, &str, OfDirectory); 6] = [
-            (
-                "store_directory_in_service",
-                "1: in service; 0: out of service, or recovering after a start.",
-                |directory| u64::from(directory.service == Service::Serving),
-            ),
-            ("store_directory_bytes_max", "Maximum bytes of the directory.", |it| it.bytes_max),
-            (
-                "store_directory_bytes",
-                "Bytes that the directory has allocated on its file system.",
-                |it| it.bytes,
-            ),
-            (
-                "store_directory_short_of_space",
-                "1: the directory cannot grow because its file system has no free space beyond the reserve.",
-                |it| u64::from(it.is_short_of_space),
-            ),
-            ("store_directory_written_bytes", "Bytes written since the start.", |it| {
-                it.written_bytes
-            }),
-            ("store_directory_queued_bytes", "Bytes waiting to be written.", |it| it.queued_bytes),
-        ];
-        for (name, help, value) in families {
-            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for directory in &stat.directories {
-                let labels = [("directory", directory.path.to_string_lossy())];
-                let gauge = ConstGauge::new(value(directory) as i64);
-                gauge.encode(encoder.encode_family(&labels)?)?;
-            }
-        }
-        type OfSite = fn(&SiteStat) -> u64;
-        let families: [(&str, &str, OfSite); 4] = [
-            ("store_site_memory_bytes", "Bytes of a site in memory.", |site| site.memory_bytes),
-            ("store_site_memory_objects", "Stored responses of a site in memory.", |site| {
-                site.memory_objects
-            }),
-            ("store_site_disk_bytes", "Bytes of a site on disk, estimated from a sample.", |it| {
-                it.disk_bytes
-            }),
-            (
-                "store_site_disk_objects",
-                "Stored responses of a site on disk, estimated from a sample.",
-                |it| it.disk_objects,
-            ),
-        ];
-        for (name, help, value) in families {
-            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for site in &stat.sites {
-                let gauge = ConstGauge::new(value(site) as i64);
-                gauge.encode(encoder.encode_family(&[("site", &*site.site)])?)?;
-            }
-        }
-        Ok(())
+        encode_store(&stat, &mut encoder)?;
+        encode_directories(&stat.directories, &mut encoder)?;
+        encode_sites(&stat.sites, &mut encoder)
     }
+}
+
+fn encode_store(stat: &Stat, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    for (name, help, value) in [
+        ("store_memory_bytes", "Bytes in the memory tier.", stat.memory_bytes),
+        ("store_memory_bytes_max", "Maximum bytes in the memory tier.", stat.memory_bytes_max),
+        (
+            "store_memory_pieces",
+            "Head records, variant lists and slices in memory.",
+            stat.memory_pieces,
+        ),
+        (
+            "store_held_bytes",
+            "Bytes of bodies evicted from the memory tier that are still in use.",
+            stat.held_bytes,
+        ),
+        ("purge_entries", "Entries of the purge table.", stat.purge_entries),
+        ("purge_outbox", "Messages waiting for the purge bus.", stat.outbox_messages),
+    ] {
+        let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value as i64).encode(encoder)?;
+    }
+    Ok(())
+}
+
+fn encode_directories(
+    directories: &[DirectoryStat],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    type OfDirectory = fn(&DirectoryStat) -> u64;
+    let families: [(&str, &str, OfDirectory); 6] = [
+        (
+            "store_directory_in_service",
+            "1: in service; 0: out of service, or recovering after a start.",
+            |directory| u64::from(directory.service == Service::Serving),
+        ),
+        ("store_directory_bytes_max", "Maximum bytes of the directory.", |it| it.bytes_max),
+        (
+            "store_directory_bytes",
+            "Bytes that the directory has allocated on its file system.",
+            |it| it.bytes,
+        ),
+        (
+            "store_directory_short_of_space",
+            "1: the directory cannot grow because its file system has no free space beyond the reserve.",
+            |it| u64::from(it.is_short_of_space),
+        ),
+        ("store_directory_written_bytes", "Bytes written since the start.", |it| it.written_bytes),
+        ("store_directory_queued_bytes", "Bytes waiting to be written.", |it| it.queued_bytes),
+    ];
+    for (name, help, value) in families {
+        let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for directory in directories {
+            let labels = [("directory", directory.path.to_string_lossy())];
+            let gauge = ConstGauge::new(value(directory) as i64);
+            gauge.encode(encoder.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_sites(sites: &[SiteStat], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    type OfSite = fn(&SiteStat) -> u64;
+    let families: [(&str, &str, OfSite); 4] = [
+        ("store_site_memory_bytes", "Bytes of a site in memory.", |site| site.memory_bytes),
+        ("store_site_memory_objects", "Stored responses of a site in memory.", |site| {
+            site.memory_objects
+        }),
+        ("store_site_disk_bytes", "Bytes of a site on disk, estimated from a sample.", |it| {
+            it.disk_bytes
+        }),
+        (
+            "store_site_disk_objects",
+            "Stored responses of a site on disk, estimated from a sample.",
+            |it| it.disk_objects,
+        ),
+    ];
+    for (name, help, value) in families {
+        let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for site in sites {
+            let gauge = ConstGauge::new(value(site) as i64);
+            gauge.encode(encoder.encode_family(&[("site", &*site.site)])?)?;
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Gauges {

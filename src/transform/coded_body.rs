@@ -7,28 +7,29 @@
 //!
 //! One piece is coded at a time and nothing is collected, so the reader sets the pace of the source. When
 //! the source pauses, the encoder is flushed, so that an event stream does not stall. The codecs work on
-//! the worker's thread in turns of about a tenth of a millisecond. After each, the worker polls its sockets.
+//! the worker's thread in turns of about a tenth of a millisecond. After each turn of any body, the worker polls its sockets (`rounds`).
 
 use std::io;
-use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
+use http::header::ETAG;
 use http_body::Frame;
 
 use super::codec::{Codec, CodecError};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use super::rounds::Turns;
 use super::short_encoder::encode_short;
-use super::{Coding, DecodeLimit, Level, RecodePlan};
+use super::{Coding, DecodeLimit, Level, OF_THE_BYTES, RecodePlan};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::clock::thread_cpu_time;
 use crate::metrics::{Metric, Recorder};
 
-/// Changes the coding of a body, as a stream; compresses one in memory of up to [`WHOLE_BODY_BYTES_MAX`] at once,
+/// Changes the coding of a body, as a stream; compresses one in memory of up to [`Level::whole_bytes_max`] at once,
 /// so that its length is known. A body that is decompressed fails if the coded data are malformed or incomplete,
 /// or at the limit.
 pub(crate) fn recode(body: Body, plan: RecodePlan, recorder: &Recorder) -> Body {
@@ -47,7 +48,7 @@ pub(crate) fn recode(body: Body, plan: RecodePlan, recorder: &Recorder) -> Body 
 fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesEncoded, level.coding.index());
     match body {
-        Body::Full(Some(bytes)) if bytes.len() <= WHOLE_BODY_BYTES_MAX => {
+        Body::Full(Some(bytes)) if bytes.len() <= level.whole_bytes_max() => {
             encode_whole(&bytes, level, recorder).unwrap_or_else(|error| {
                 recorder.count_labelled(Metric::CoderFailures, error.label().index());
                 Body::stream(FailedBody(Some(BodyError::caused_by("the encoder failed", error))))
@@ -91,10 +92,13 @@ struct CodedBody<C> {
     scratch: Box<[u8]>,
     /// Whether the codec has taken bytes since it was last flushed.
     needs_flush: bool,
-    /// Bytes read and written since the task last yielded.
+    /// Bytes read and written since the task last yielded. A long piece counts as a turn.
     turn_bytes: usize,
     /// The CPU time that they have cost.
     turn_time: Duration,
+    /// Whether the body has a turn: until the task yields.
+    has_turn: bool,
+    turns: Turns,
     trailers: Option<HeaderMap>,
     recorder: Recorder,
 }
@@ -122,6 +126,8 @@ impl<C: Codec> CodedBody<C> {
             needs_flush: false,
             turn_bytes: 0,
             turn_time: Duration::ZERO,
+            has_turn: false,
+            turns: Turns::default(),
             trailers: None,
             recorder: recorder.clone(),
         }
@@ -143,17 +149,21 @@ impl<C: Codec> CodedBody<C> {
                 if output.written_len() > 0 {
                     break; // The output goes first: `Pending` is possible only without output.
                 }
-                // Wakes this task after the worker has polled its sockets.
-                _ = pin!(tokio::task::yield_now()).poll(cx);
+                self.turns.end(cx);
                 return Ok(Poll::Pending);
             }
+            if self.state == State::Reading && self.piece.is_empty() {
+                if self.take_piece(cx)?.is_pending() {
+                    return Ok(Poll::Pending);
+                }
+                continue;
+            }
+            if !self.has_turn && self.turns.begin(cx).is_pending() {
+                return Ok(Poll::Pending);
+            }
+            self.has_turn = true;
             let before = output.written_len();
             match self.state {
-                State::Reading if self.piece.is_empty() => {
-                    if self.take_piece(cx)?.is_pending() {
-                        return Ok(Poll::Pending);
-                    }
-                }
                 State::Reading => self.work(output, turn.bytes)?,
                 State::Flushing => {
                     if self.codec.pause(output).map_err(|error| self.failed(error))? {
@@ -181,8 +191,13 @@ impl<C: Codec> CodedBody<C> {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(None) => self.state = State::Ending,
             Poll::Ready(Some(frame)) => match frame?.into_data() {
-                Ok(piece) => self.piece = piece,
-                Err(other) => self.trailers = other.into_trailers().ok(),
+                Ok(piece) => {
+                    if piece.len() >= LONG_PIECE_BYTES {
+                        self.turn_bytes = self.turn_bytes.max(self.codec.turn().bytes);
+                    }
+                    self.piece = piece;
+                }
+                Err(other) => self.trailers = other.into_trailers().ok().and_then(recoded_trailers),
             },
         }
         Ok(Poll::Ready(()))
@@ -212,6 +227,7 @@ impl<C: Codec> CodedBody<C> {
         }
         self.turn_bytes = 0;
         self.turn_time = Duration::ZERO;
+        self.has_turn = false;
     }
 
     fn failed(&self, error: CodecError) -> BodyError {
@@ -230,6 +246,15 @@ impl<C: Codec> CodedBody<C> {
             (error, None) => BodyError::caused_by("the content could not be encoded", error),
         }
     }
+}
+
+/// The trailers of recoded content: without those that describe the bytes before (a digest is mostly sent as a trailer, RFC 9530 §2).
+/// `None` if none are left.
+fn recoded_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
+    for name in OF_THE_BYTES.iter().chain([&ETAG]) {
+        trailers.remove(name);
+    }
+    (!trailers.is_empty()).then_some(trailers)
 }
 
 impl<C: Codec> BodySource for CodedBody<C> {
@@ -264,8 +289,11 @@ impl<C: Codec> BodySource for CodedBody<C> {
     }
 }
 
-/// A body in memory of up to this length is coded as a whole, and its coded length is known.
+/// A body in memory of up to this length is coded as a whole, and its coded length is known: [`Level::whole_bytes_max`] for fast levels.
 pub(crate) const WHOLE_BODY_BYTES_MAX: usize = 12 << 10;
+
+/// A piece of this length is mostly a slice of a stored body: reading it from the page cache is a turn's work of its own.
+const LONG_PIECE_BYTES: usize = 128 << 10;
 
 /// The longest frame of a coded body.
 const SCRATCH_BYTES: usize = 16 << 10;

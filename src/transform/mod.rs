@@ -10,18 +10,20 @@ mod coded_body;
 mod decoder;
 mod encoder;
 mod hot_encoder;
+mod kept_brotli;
 mod kept_encoders;
 mod negotiability;
 mod negotiate;
 mod plan;
+mod rounds;
 mod short_encoder;
 
 use std::fmt;
 use std::str::FromStr;
 
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName,
-    HeaderValue, VARY,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ETAG, HeaderName, HeaderValue, VARY,
 };
 use http::{HeaderMap, Method, StatusCode};
 
@@ -30,7 +32,9 @@ pub(crate) use encoder::prepare_thread;
 pub(crate) use hot_encoder::encode_hot;
 pub(crate) use negotiability::{Negotiability, SettingsId};
 pub(crate) use negotiate::{Accepted, AcceptedMemo, Choice};
-pub(crate) use plan::{CodingAction, ContentFields, Recoding, RequestFields, plan};
+pub(crate) use plan::{
+    CodingAction, ContentFields, Recoding, RequestFields, has_listed_type, plan,
+};
 
 use plan::has_no_transform;
 
@@ -64,8 +68,8 @@ pub(crate) struct Settings {
     pub bytes_min: u64,
     /// Whether coded responses are decompressed for clients that do not accept their coding.
     pub decode: bool,
-    /// Whether responses for one client are compressed or decompressed: with `private`, `no-store` or
-    /// `Set-Cookie`, or to requests with `Authorization`.
+    /// Whether responses for one client are compressed: with `private`, `no-store` or `Set-Cookie`, or to requests with
+    /// `Authorization`. They are decompressed in any case.
     pub private: bool,
     /// Limits of decompression. A response that reaches one breaks off.
     pub decode_limit: DecodeLimit,
@@ -212,14 +216,15 @@ pub(crate) fn recode_fields(fields: &mut FieldLines, coding: Option<Coding>, num
 }
 
 /// How the content of a request with these fields is recoded for its origin. `length` is that of its content.
-/// `None`: it is not.
+/// `None`: it is not. A part (RFC 9110 §14.5) is not: `Content-Range` counts its bytes as they are.
 pub(crate) fn plan_request(
     headers: &HeaderMap,
     length: Option<u64>,
     settings: &Settings,
 ) -> Option<RecodePlan> {
     let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-    if is_grpc(content_type) || headers.lines(&CACHE_CONTROL).any(has_no_transform) {
+    let is_part = headers.contains_key(CONTENT_RANGE);
+    if is_part || is_grpc(content_type) || headers.lines(&CACHE_CONTROL).any(has_no_transform) {
         return None;
     }
     let mut coded = headers.lines(&CONTENT_ENCODING).flat_map(members);
@@ -519,6 +524,29 @@ mod tests {
             let lines: Vec<_> = coded.fields.lines(&VARY).collect();
             assert_eq!(lines, [line.as_bytes()]);
         }
+    }
+
+    #[test]
+    fn the_content_of_a_request_is_recoded_unless_it_is_a_part_or_must_stay() {
+        let gzip = Level::new(Coding::Gzip, 4).unwrap();
+        let settings =
+            Settings { decode_requests: true, encode_requests: Some(gzip), ..Settings::default() };
+        let check = |fields: &[(&'static str, &str)], expected: Option<(bool, bool)>| {
+            let line = |(name, value): &(&'static str, &str)| {
+                (HeaderName::from_static(name), value.parse().unwrap())
+            };
+            let headers: HeaderMap = fields.iter().map(line).collect();
+            let plan = plan_request(&headers, Some(5000), &settings);
+            let found = plan.map(|it| (it.recoding.from.is_some(), it.recoding.to.is_some()));
+            assert_eq!(found, expected, "{fields:?}");
+        };
+        let (text, coded) = (("content-type", "text/plain"), ("content-encoding", "br"));
+        let part = ("content-range", "bytes 0-4999/9000");
+        check(&[text], Some((false, true)));
+        check(&[text, coded], Some((true, false)));
+        check(&[text, part], None);
+        check(&[coded, part], None);
+        check(&[text, ("cache-control", "no-transform")], None);
     }
 
     #[test]

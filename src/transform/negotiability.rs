@@ -13,7 +13,7 @@ use super::{Accepted, Settings};
 pub(crate) enum Negotiability {
     /// Not: every client gets it as it is stored.
     Fixed,
-    /// It is compressed for clients that prefer a coding. `Vary` must be added.
+    /// The response is compressed for clients that prefer a coding. `Vary` must be added.
     Varies,
     /// As `Varies`, and its `Vary` has `Accept-Encoding`.
     VariesAsStated,

@@ -65,7 +65,7 @@ pub(crate) enum LeaveReason {
     Small,
     /// The client accepts none of the configured codings, or prefers identity.
     NotAccepted,
-    /// The response is for one client, and the site does not compress such ones.
+    /// The response is for one client, has no coding, and the site does not compress such ones.
     Private,
 }
 
@@ -216,12 +216,15 @@ pub(crate) fn plan(
         }
         ContentCoding::Identity => None,
     };
-    if !settings.private && (content.is_private() || request.contains_key(AUTHORIZATION)) {
+    let is_excluded =
+        !settings.private && (content.is_private() || request.contains_key(AUTHORIZATION));
+    if is_excluded && stored.is_none() {
         return leave(LeaveReason::Private);
     }
     let codings = match stored {
-        // Decoded only: compressing it is for the listed types.
-        Some(_) if !has_listed_type(status, content, settings) => &[][..],
+        // Decoded only: the origin was asked for codings that this client may not accept. Compressing it is for other
+        // responses, and for the listed types.
+        Some(_) if is_excluded || !has_listed_type(status, content, settings) => &[][..],
         _ => &settings.codings,
     };
     let recoding = match accepted.choose(stored, codings) {
@@ -256,7 +259,12 @@ fn reason_to_keep(
     }
 }
 
-fn has_listed_type(status: StatusCode, content: &ContentFields<'_>, settings: &Settings) -> bool {
+/// Whether content of this type is compressed.
+pub(crate) fn has_listed_type(
+    status: StatusCode,
+    content: &ContentFields<'_>,
+    settings: &Settings,
+) -> bool {
     match content.content_type {
         // A 304 may omit `Content-Type`; assume that the 200 has a listed type.
         None => status == StatusCode::NOT_MODIFIED,
@@ -514,5 +522,24 @@ mod tests {
         check(&[], &["set-cookie: a=b"], true);
         check(&["authorization: x"], &[], true);
         check(&["cookie: a=b"], &[], false);
+    }
+
+    #[test]
+    fn a_coded_response_for_one_client_is_decoded_but_never_coded_again() {
+        let off = Settings { private: false, ..Settings::default() };
+        let check = |request: &[&str], response: &[&str], expected: CodingAction| {
+            let request = fields(request);
+            let response = [&[HTML, "content-encoding: gzip"], response].concat();
+            let response = FieldLines::from(&fields(&response));
+            let (request, content) = (RequestFields::of(&request), ContentFields::of(&response));
+            let found = plan(&request, StatusCode::OK, &content, None, &off);
+            assert_eq!((found.action, found.needs_vary), (expected, true), "{request:?}");
+        };
+        let decode = CodingAction::Recode(Recoding { from: Some(Coding::Gzip), to: None });
+        let leave = CodingAction::Leave(LeaveReason::Coded);
+        check(&["accept-encoding: br"], &["set-cookie: a=b"], decode);
+        check(&[], &["cache-control: private"], decode);
+        check(&["authorization: x"], &[], decode);
+        check(&["authorization: x", "accept-encoding: gzip, br"], &[], leave);
     }
 }

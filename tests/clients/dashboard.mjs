@@ -86,7 +86,7 @@ for (const [width, height] of [[1400, 1000], [390, 844]]) {
       await run(`location.hash = '${view}'`)
       await until(`${view} is shown`, `!document.querySelector('#${view}').hidden && (['overview', 'explain'].includes('${view}') || document.querySelector('#${view}').innerText.length > 30 && !!document.querySelector('#${view} td, #${view} .card') )`)
       if (view === 'explain') {
-        await run(`document.querySelector('#url').value = 'http://edge.test/'; document.querySelector('#ask').requestSubmit()`)
+        await run(`document.querySelector('#url').value = 'http://edge.test/0'; document.querySelector('#ask').requestSubmit()`)
         await until('the explanation is shown', `!!document.querySelector('#answer .verdict, #answer .bad')`)
       }
       await new Promise((resolve) => setTimeout(resolve, 250))

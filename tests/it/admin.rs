@@ -1,6 +1,8 @@
 //! The admin API at the socket: access control, transports and error responses.
 
+use std::net::TcpListener;
 use std::process::Command;
+use std::thread;
 
 use serde_json::Value;
 
@@ -350,6 +352,30 @@ fn a_reload_is_compared_with_what_runs() {
     let gone = "sites.all.silence: removed (was \"serve\")";
     assert_eq!(changes, ["log.level: \"info\" → \"error\" (after a restart)", gone]);
     assert_eq!(edge.reload(&text("info", "")), Ok(vec![]), "as it runs");
+}
+
+/// A heartbeat or a purge would be held up as the calls are: they run beside them.
+#[test]
+fn reloads_that_wait_for_a_source_of_origins_hold_up_no_other_call() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let edge = Edge::before("http://127.0.0.1:9");
+    let text = format!(
+        "[pools.main]\norigins = [{{ http = \"http://{}/list\" }}]\n[sites.all]\nhosts = \"*\"\n",
+        silent.local_addr().expect("its address")
+    );
+    std::fs::write(edge.path("edge.toml"), text).expect("a file");
+    thread::scope(|scope| {
+        let reload = || edge.admin("POST", "/reload", "").status;
+        let first = scope.spawn(reload);
+        let (asked, _) = silent.accept().expect("the source is asked");
+        let second = scope.spawn(reload);
+        // More calls that read the configuration than the background has threads.
+        let calls = [(); 4].map(|()| scope.spawn(|| edge.admin("GET", "/config", "").status));
+        assert_eq!(calls.map(|call| call.join().expect("no panic")), [200; 4]);
+        assert!(!first.is_finished() && !second.is_finished(), "the reloads have ended before");
+        drop(asked);
+        assert_eq!([first, second].map(|reload| reload.join().expect("no panic")), [200; 2]);
+    });
 }
 
 #[test]

@@ -12,15 +12,15 @@ use crate::harness::{Answer, Client, Edge, Gate, Origin, ReceivedRequest, Reques
 /// How an origin is bad.
 #[derive(Clone, Copy, Debug)]
 enum Bad {
-    /// It refuses connections.
+    /// The origin refuses connections.
     Killed,
-    /// It accepts requests and does not respond.
+    /// The origin accepts requests and does not respond.
     Stalled,
-    /// It closes every second connection without a response.
+    /// The origin closes every second connection without a response.
     Flapping,
-    /// It responds after twice the time that a try has.
+    /// The origin responds after twice the time that a try has.
     Slowed,
-    /// It responds with 500 and 503.
+    /// The origin responds with 500 and 503.
     Failing,
     /// Its responses end before their length.
     Truncating,

@@ -122,8 +122,14 @@ fn a_lost_node_is_forgotten_so_that_no_purge_waits_for_it() {
         kept.metric("skerry_fleet_members{readiness=\"out\"}") == Some(1.0)
     });
     assert_eq!(purge(), 202, "it waits for the lost node");
+    let oldest_pending = || kept.metric("skerry_purge_oldest_pending_seconds");
+    until("the age of the pending purge is told", || {
+        purge();
+        oldest_pending().is_some_and(|age| age > 0.0)
+    });
     until("it is forgotten", || forget("node-1").0 == 200);
     until("no purge waits for it", || purge() == 200);
+    until("no purge is told as pending", || oldest_pending() == Some(0.0));
     lost.run();
     until("a node that lives comes back", || kept.fleet_size() == 2);
 }

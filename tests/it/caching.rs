@@ -542,7 +542,7 @@ fn a_rule_that_changes_leads_to_nothing_that_was_stored_by_another() {
     let edge = following(&origin.url());
     assert_eq!(edge.get("/p?a=1&b=1").text(), "1");
     assert_eq!(edge.get("/p?a=2&b=1").text(), "1");
-    // It is stored under the second rule, which is remembered from now on.
+    // The response is stored under the second rule, which is remembered from now on.
     assert_eq!(edge.get("/p?a=3&b=2").text(), "2");
     assert_eq!(edge.get("/p?a=3&b=3").text(), "2");
     assert_eq!(edge.get("/p?b=1&c=1").text(), "3");
@@ -819,7 +819,7 @@ fn act(response: &Response) -> &'static str {
     match response.status {
         504 => "gateway-timeout",
         _ if status.contains("; hit") => "hit",
-        // It holds: nothing else is answered so.
+        // The response was validated: no other outcome has this detail.
         _ if asked && status.contains("detail=validated") => "validate",
         _ => "forward",
     }

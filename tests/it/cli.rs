@@ -1,6 +1,6 @@
 //! The commands that talk to a running node: what they print for people and for programs, and their exit codes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -274,6 +274,10 @@ fn every_command_has_an_example_and_generated_pages() {
     let pages = folder.path().join("man1");
     printed(&skerry(&["man", "--directory", pages.to_str().expect("a plain name")]), 0);
     assert!(pages.join("skerry.1").exists() && pages.join("skerry-config-dump.1").exists());
+    let run = std::fs::read_to_string(pages.join("skerry-run.1")).expect("the page");
+    for words in ["SKERRY_CONFIG", "environment variable", "\"skerry 0."] {
+        assert!(run.contains(words), "{words}: {run}");
+    }
     let version = printed(&skerry(&["--version"]), 0);
     for words in ["skerry 0.", "commit: ", "features: ", "TLS: rustls 0.", "aws-lc-rs 1."] {
         assert!(version.contains(words), "{version}");
@@ -319,4 +323,23 @@ fn a_request_that_took_too_long_is_logged_with_the_time_it_took() {
     let line = edge.log(1).remove(0);
     assert_eq!(line["status"], 408);
     assert!(line["duration_ms"].as_f64().is_some_and(|ms| ms >= 1000.0), "{line}");
+}
+
+#[test]
+fn a_reader_that_has_read_enough_is_no_error() {
+    for command in [&["schema"][..], &["completions", "bash"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_skerry"))
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut out = child.stdout.take().expect("a pipe");
+        out.read_exact(&mut [0]).expect("its first byte");
+        drop(out);
+        let output = child.wait_with_output().expect("it ends");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*told), (Some(0), ""), "{command:?}");
+    }
 }

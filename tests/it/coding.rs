@@ -168,6 +168,26 @@ fn one_stored_object_serves_all_codings_whatever_the_origin_sent() {
 }
 
 #[test]
+fn the_dictionaries_of_clients_make_no_variants() {
+    let origin = Origin::start(|request| {
+        for name in ["available-dictionary", "dictionary-id"] {
+            assert_eq!(request.header(name), None);
+        }
+        html(text(5000)).header("Vary", "accept-encoding, available-dictionary")
+    });
+    let edge = Edge::before(&origin.url());
+    for number in 0..3 {
+        let dictionary =
+            format!("Available-Dictionary: :{number}pZGm1Av0IEBKARczz7exkNYsZb8LzaMrV7J32a2fFG=:");
+        let accepted = "Accept-Encoding: gzip, deflate, br, zstd, dcb, dcz";
+        let response = edge.get_with("/", &[accepted, &dictionary, "Dictionary-ID: \"a\""]);
+        assert_eq!(response.header("content-encoding"), "zstd");
+        assert_eq!(response.is_hit(), number > 0, "{:?}", response.headers);
+    }
+    assert_eq!(origin.request_count(), 1);
+}
+
+#[test]
 fn each_coding_has_an_entity_tag_of_its_own_and_each_revalidates() {
     let origin = sized_origin();
     let edge = Edge::before(&origin.url());
@@ -609,6 +629,12 @@ fn a_site_decides_what_is_coded() {
         match &*request.target {
             "/events" | "/listed" => answer.header("Content-Type", "text/event-stream"),
             "/secret" => answer.header("Content-Type", "text/html").header("Set-Cookie", "a=b"),
+            "/coded-secret" => {
+                assert_eq!(request.header("accept-encoding"), Some("gzip"));
+                html(encoded("gzip", &text(5000)))
+                    .header("Content-Encoding", "gzip")
+                    .header("Set-Cookie", "a=b")
+            }
             "/no-transform" => {
                 let answer = Answer::ok(text(5000)).header("Content-Type", "text/html");
                 answer.header("Cache-Control", "max-age=60, no-transform")
@@ -633,6 +659,10 @@ fn a_site_decides_what_is_coded() {
             ("/events", &[BROWSER], ""),
             ("/listed", &[BROWSER], "gzip"),
             ("/secret", &[BROWSER], ""),
+            // The origin codes it as it is asked to, and a client that does not accept that gets it decoded.
+            ("/coded-secret", &[BROWSER], "gzip"),
+            ("/coded-secret", &["Accept-Encoding: br"], ""),
+            ("/coded-secret", &[], ""),
             ("/no-transform", &[BROWSER], ""),
         ] {
             let response = edge.get_with(target, fields);
@@ -642,6 +672,38 @@ fn a_site_decides_what_is_coded() {
         }
     }
     assert!(origin.received().iter().all(|it| it.header("accept-encoding") == Some("gzip")));
+}
+
+#[test]
+fn a_reload_applies_to_responses_whose_forms_are_stored() {
+    let origin = sized_origin();
+    let config = |compression: &str| {
+        format!(
+            "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncompression = {{ {compression} }}\n",
+            origin.url()
+        )
+    };
+    let edge = Edge::with(&config("content_types = [\"text/html\"]"));
+    let coding = |target: &str| {
+        let response = edge.get_with(target, &[&accept("br")]);
+        let found = response.header("content-encoding");
+        assert!(decoded(&found, &response.body) == text(target[1..].parse().expect("a number")));
+        found
+    };
+    for target in ["/5000", "/300000"] {
+        edge.get(target);
+        for (compression, expected) in [
+            ("content_types = [\"text/html\"]", "br"),
+            ("content_types = [\"text/css\"]", ""),
+            ("bytes_min = \"1MiB\"", ""),
+            ("content_types = [\"text/html\"]", "br"),
+        ] {
+            edge.reload(&config(compression)).expect("a good file");
+            for _ in 0..2 {
+                assert_eq!(coding(target), expected, "{target} {compression}");
+            }
+        }
+    }
 }
 
 #[test]

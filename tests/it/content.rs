@@ -1,7 +1,8 @@
 //! Request content on its way to the origin: whatever the method, the framing and the two
 //! versions of HTTP, it arrives whole and framed once (RFC 9110 §8.6, §9.3, RFC 9112 §6).
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -279,6 +280,25 @@ fn content_that_comes_too_slowly_is_a_408_and_broken_content_a_400() {
 }
 
 /// `first_byte` runs from the end of the request, which the client has not sent.
+/// Most clients read the response when they have sent the whole request. A reset before that would destroy it.
+#[test]
+fn a_client_that_reads_after_its_whole_upload_gets_the_refusal() {
+    const LENGTH: usize = 20 << 20;
+    let edge = Edge::with(
+        "[sites.all]\nhosts = \"*\"\naccess.content_max = \"1KiB\"\nrespond.content = \"x\"\n",
+    );
+    let head = format!("POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: {LENGTH}\r\n\r\n");
+    let mut client = TcpStream::connect(edge.http).expect("a connection");
+    client.write_all(head.as_bytes()).expect("an open connection");
+    for _ in 0..LENGTH >> 16 {
+        client.write_all(&[b'x'; 1 << 16]).expect("the edge reads on");
+    }
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an end in good order");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+}
+
 #[test]
 fn a_client_that_stalls_its_upload_does_not_count_against_the_origin() {
     let http1 = Origin::start(|_| Answer::ok("fine"));

@@ -149,7 +149,9 @@ fn every_view_works_in_a_browser_wide_and_narrow_light_and_dark() {
         ("purges", "1/1"),
         ("origins", "origins usable"),
         ("fleet", "edge (this node)"),
-        ("explain", "http://edge.test/"),
+        ("explain", "A hit\n"),
+        ("explain", "Key\nhttp://edge.test/0\n"),
+        ("explain", "60 s, from max-age"),
     ] {
         let shown = found["texts"][view].as_str().expect("a text");
         assert!(shown.contains(text), "{view}: {shown}");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use skerry::ADMIN_CALLS;
@@ -99,6 +99,43 @@ fn compositions_use_flags_options_and_files_that_there_are() {
     assert!(read("deploy/prometheus/prometheus.yml").contains("prometheus-token"));
     assert!(read("deploy/compose/regions.yaml").contains("SKERRY_TOKEN: ops-token"));
     assert!(tokens.contains("\"ops-token\" and \"prometheus-token\""));
+}
+
+/// The files of Rust code in a folder and those in it, without the folders of tests.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let files = paths.flat_map(|path| match path.is_dir() {
+        true if path.ends_with("tests") => Vec::new(),
+        true => rust_files(&path),
+        false => vec![path],
+    });
+    files.filter(|path| path.extension().is_some_and(|end| end == "rs")).collect()
+}
+
+#[test]
+fn the_context_of_the_image_has_every_file_that_the_build_reads() {
+    let ignored = read(".dockerignore");
+    let kept: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let root = fs::canonicalize(".").expect("the project");
+    let code = ["src", "geo/src", "simulation/src"].map(|folder| rust_files(Path::new(folder)));
+    let mut included = 0;
+    for file in code.iter().flatten() {
+        let text = fs::read_to_string(file).expect("code");
+        let calls = ["include_str!(\"", "include_bytes!(\""].map(|call| text.split(call).skip(1));
+        for name in calls.into_iter().flatten().filter_map(|rest| rest.split('"').next()) {
+            let path = file.parent().expect("a folder").join(name);
+            let path = path.canonicalize().unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            let below = path.strip_prefix(&root).expect("a file of the project");
+            let first = below.iter().next().and_then(|name| name.to_str()).expect("a name");
+            assert!(
+                kept.contains(first),
+                ".dockerignore leaves out {below:?}, which {file:?} includes"
+            );
+            included += 1;
+        }
+    }
+    assert!(included > 20, "{included} files are included");
 }
 
 /// `METHOD path` of each operation: two spaces before a path, four before a method.

@@ -6,7 +6,10 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use socket2::{Domain, Protocol, Socket, Type};
+
 use super::clients::installed;
+use super::harness::kernel::connections;
 use super::harness::until;
 use super::name_server::{ZONE, ask_tcp, dig, edge, query, run};
 
@@ -33,6 +36,12 @@ fn dig_finds_edns_and_unknown_extensions_handled_by_the_rfc() {
         (&["+edns=0", "+bufsize=512", "+ignore", "+dnssec", "DNSKEY"], &["NOERROR", version], &[]),
         (&["+noedns", "+opcode=15", "+header-only"], &["NOTIMP"], &["EDNS:"]),
         (&["+edns=0", "+opcode=15", "+header-only"], &["NOTIMP", version], &[]),
+        (
+            &[&["+noedns", "+opcode=15", "+header-only"][..], ALL_FLAGS].concat(),
+            &["NOTIMP", "opcode: RESERVED15", "flags: qr;"],
+            &["MBZ"],
+        ),
+        (&[ALL_FLAGS, &["SOA"]].concat(), &["NOERROR", "flags: qr aa rd cd;", soa], &["MBZ"]),
         (&["+edns=0", "+opcode=notify", "SOA"], &["NOTIMP", version], &[]),
         (&["+edns=0", "+header-only"], &["FORMERR", version], &[]),
         (&["+noedns", "+header-only"], &["FORMERR"], &["EDNS:"]),
@@ -50,6 +59,10 @@ fn dig_finds_edns_and_unknown_extensions_handled_by_the_rfc() {
         }
     }
 }
+
+/// All flags of a header.
+const ALL_FLAGS: &[&str] =
+    &["+aaflag", "+tcflag", "+recurse", "+raflag", "+zflag", "+adflag", "+cdflag"];
 
 /// dnsviz asks with cookies, sizes and letters of many kinds, by UDP and TCP, for names and types that exist and not.
 #[test]
@@ -156,26 +169,67 @@ fn odd_messages_get_the_code_of_the_rfc_or_no_response() {
 
 #[test]
 fn a_new_tcp_client_is_served_while_others_hold_all_connections() {
-    let limits =
-        "tcp_connections_max = 40\ntcp_per_address_max = 1000\ntcp_idle = \"60s\"\nrate_per_second";
+    let limits = "tcp_connections_max = 1000\ntcp_per_address_max = 2000\ntcp_idle = \"60s\"\nrate_per_second";
     let (edge, server) = edge(&ZONE.replace("rate_per_second", limits));
     let connect = || {
         let stream = TcpStream::connect(server).expect("loopback");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         stream
     };
-    let mut held: Vec<TcpStream> = (0..40).map(|_| connect()).collect();
+    let mut held: Vec<TcpStream> = (0..1000).map(|_| connect()).collect();
     // Half a message is no query, either.
     held[1].write_all(&[0, 30, 7]).expect("sent");
-    until("all are open", || edge.metric("skerry_dns_server_tcp_connections") == 40.0);
+    until("all are open", || edge.metric("skerry_dns_server_tcp_connections") == 1000.0);
     for number in 1..=20 {
         assert_eq!(ask_tcp(&mut connect())[..2], [7, 7], "client {number}");
     }
     assert_eq!(held[0].read(&mut [0; 1]).unwrap_or(0), 0, "the one that waited longest is closed");
     assert_eq!(held[1].read(&mut [0; 1]).unwrap_or(0), 0, "and the one after it");
     assert!(edge.metric("skerry_dns_server_tcp_replaced_total") >= 1.0);
-    ask_tcp(held.last_mut().expect("there are 40"));
+    ask_tcp(held.last_mut().expect("there are 1000"));
     assert_eq!(edge.metric("skerry_dns_server_tcp_refused_total"), 0.0);
+}
+
+/// A client that sends as many queries as the server takes, and reads no response, so that the server cannot write them all.
+fn deaf(server: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("an option");
+    socket.connect(&server.into()).expect("loopback");
+    let mut client = TcpStream::from(socket);
+    client.set_nonblocking(true).expect("an option");
+    let framed = [&(query().len() as u16).to_be_bytes()[..], &query()].concat();
+    let flood = framed.repeat(200_000);
+    let mut sent = 0;
+    while let Ok(length) = client.write(&flood[sent..]) {
+        sent += length;
+        if sent == flood.len() {
+            break;
+        }
+    }
+    client
+}
+
+/// The server waits for such clients to read, and not for a query.
+#[test]
+fn a_new_tcp_client_is_served_while_others_read_nothing_on_all_connections() {
+    let limits = "tcp_connections_max = 3\ntcp_idle = \"60s\"\nrate_per_second";
+    let (edge, server) = edge(&ZONE.replace("rate_per_second", limits));
+    let _deaf: Vec<TcpStream> = (0..3).map(|_| deaf(server)).collect();
+    let mut unread = Vec::new();
+    until("the server can write no more", || {
+        let queues = connections(server).into_iter().map(|socket| socket.send_queue);
+        let before = std::mem::replace(&mut unread, queues.collect());
+        unread == before && unread.len() == 3 && unread.iter().all(|bytes| *bytes > 0)
+    });
+    let mut held = Vec::new();
+    for number in 1..=5 {
+        let mut client = TcpStream::connect(server).expect("loopback");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        assert_eq!(ask_tcp(&mut client)[..2], [7, 7], "client {number}");
+        held.push(client);
+    }
+    assert_eq!(edge.metric("skerry_dns_server_tcp_refused_total"), 0.0);
+    assert!(edge.metric("skerry_dns_server_tcp_replaced_total") >= 5.0);
 }
 
 #[test]
@@ -184,17 +238,7 @@ fn a_tcp_client_gets_all_that_it_asked_at_once_and_one_that_reads_nothing_delays
     let framed = [&(query().len() as u16).to_be_bytes()[..], &query()].concat();
     let mut many = TcpStream::connect(server).expect("loopback");
     many.write_all(&framed.repeat(500)).expect("sent");
-    // It reads none of its responses, so that the server cannot write them all.
-    let mut deaf = TcpStream::connect(server).expect("loopback");
-    deaf.set_nonblocking(true).expect("an option");
-    let flood = framed.repeat(200_000);
-    let mut sent = 0;
-    while let Ok(length) = deaf.write(&flood[sent..]) {
-        sent += length;
-        if sent == flood.len() {
-            break;
-        }
-    }
+    let _deaf = deaf(server);
     assert_eq!(ask_tcp(&mut TcpStream::connect(server).expect("loopback"))[..2], [7, 7]);
     many.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     for _ in 0..500 {
@@ -209,6 +253,26 @@ fn a_tcp_client_gets_all_that_it_asked_at_once_and_one_that_reads_nothing_delays
     empty.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     empty.write_all(&[0, 0]).expect("sent");
     assert_eq!(empty.read(&mut [0; 1]).unwrap_or(0), 0);
+}
+
+/// Some services answer any datagram: a response to such a port would go on between the two without end.
+#[test]
+fn a_query_from_port_0_gets_no_response() {
+    let (edge, server) = edge(ZONE);
+    let Ok(sender) = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)) else {
+        // Only root may send from port 0.
+        return;
+    };
+    let length = (8 + query().len() as u16).to_be_bytes();
+    // Ports of source and destination, length, no checksum.
+    let port = server.port().to_be_bytes();
+    let datagram = [&[0_u8, 0][..], &port, &length, &[0, 0], &query()].concat();
+    for _ in 0..5 {
+        sender.send_to(&datagram, &server.into()).expect("sent");
+    }
+    ask(server, &query(), Duration::from_secs(20)).expect("a response to another port");
+    until("it is counted", || edge.metric("skerry_dns_server_queries_total") >= 1.0);
+    assert_eq!(edge.metric("skerry_dns_server_queries_total"), 1.0, "one response was sent");
 }
 
 /// A signed zone below (its key's digest is made up), and types that other services need.

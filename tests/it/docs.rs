@@ -1,4 +1,4 @@
-//! Checks that the generated reference pages match the code. To generate them again:
+//! Checks that generated pages match the code, and that the architecture names functions that exist. To generate the pages again:
 //! `SKERRY_WRITE_DOCS=1 cargo test --test it docs`.
 
 use std::fmt::Write;
@@ -6,6 +6,8 @@ use std::fs;
 
 use skerry::Reason;
 use skerry::{METRICS, MetricKind};
+
+use crate::harness::markdown;
 
 #[test]
 fn the_page_of_reasons_is_the_closed_list() {
@@ -83,6 +85,27 @@ fn the_page_of_metrics_is_the_table() {
     check("docs/reference/metrics.md", &page);
 }
 
+/// `skerry_x` is the name of a counter in OpenMetrics; a scrape, and therefore a query, has `skerry_x_total`.
+#[test]
+fn counters_are_named_as_queries_name_them() {
+    let mut pages = markdown::pages();
+    pages.push("config/edge.toml".into());
+    let counters: Vec<String> = METRICS
+        .iter()
+        .filter(|row| row.kind == MetricKind::Counter)
+        .map(|row| format!("skerry_{}", row.name))
+        .collect();
+    let mut wrong = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("a page");
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let names = text.split(|c| !is_part(c)).filter(|word| word.starts_with("skerry_"));
+        let short = names.filter(|name| counters.iter().any(|counter| counter == name));
+        wrong.extend(short.map(|name| format!("{}: {name}", page.display())));
+    }
+    assert!(wrong.is_empty(), "write …_total: {wrong:?}");
+}
+
 #[test]
 fn the_page_of_options_is_the_documented_configuration() {
     let text = fs::read_to_string("config/edge.toml").expect("the documented configuration");
@@ -98,6 +121,25 @@ fn the_page_of_options_is_the_documented_configuration() {
         writeln!(page, "\n{section}").expect("a String");
     }
     check("docs/reference/configuration.md", page.trim_end_matches('\n'));
+}
+
+/// The section "Follow a request" of the architecture names functions as `file: function`, below `src/`.
+#[test]
+fn the_functions_on_the_path_of_a_request_are_where_the_architecture_says() {
+    let text = fs::read_to_string("docs/ARCHITECTURE.md").expect("the page");
+    let (_, section) = text.split_once("\n## Follow a request\n").expect("the section");
+    let (section, _) = section.split_once("\n## ").expect("the next section");
+    // Between two backticks, each second part is code.
+    let named: Vec<_> =
+        section.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(".rs: ")).collect();
+    assert!(named.len() > 20, "{named:?}");
+    let is_there = |(file, function): &&(&str, &str)| {
+        let code = fs::read_to_string(format!("src/{file}.rs")).unwrap_or_default();
+        let name = format!("fn {function}");
+        code.split(name.as_str()).skip(1).any(|after| after.starts_with(['(', '<']))
+    };
+    let missing: Vec<_> = named.iter().filter(|item| !is_there(item)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// The tables of the configuration as Markdown: the comment before a table, then each option in a row.

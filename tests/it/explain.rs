@@ -190,6 +190,18 @@ fn explain_and_serving_give_the_same_reason() {
 }
 
 #[test]
+fn explain_knows_the_keys_whose_responses_could_not_be_stored() {
+    let origin = Origin::start(|_| Answer::ok("x").header("Cache-Control", "private"));
+    let edge = Edge::before(&origin.url());
+    let private = case("passed", "/private", "remembered-pass");
+    assert_eq!(explained_reason(&edge, &private), "absent");
+    edge.get("/private");
+    assert_eq!(explained_reason(&edge, &private), private.expected);
+    let status = edge.get("/private").header("cache-status");
+    assert!(status.contains("; fwd=miss; "), "{status}");
+}
+
+#[test]
 fn explain_and_serving_give_the_same_text_where_no_site_answers() {
     let origin = origin();
     let edge = Edge::with(&config(&origin));

@@ -154,7 +154,7 @@ fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() 
     let origin = Origin::start(move |_| Answer::raw(head));
     let edge = Edge::before(&origin.url());
     for count in 1..=2 {
-        // It is short, so that the client gets nothing of it; the origin is asked once more.
+        // The body is short, so that the client gets nothing of it; the origin is asked once more.
         let request = b"GET / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n";
         let said = raw(edge.http, request).to_lowercase();
         assert!(said.starts_with("http/1.1 502 ") && !said.contains("half"), "{said}");

@@ -492,12 +492,13 @@ fn bytes_behind_a_response_are_never_the_next_one() {
         ("204 No Content\r\n\r\n", ""),
         ("204 No Content\r\nContent-Length: 5\r\n\r\nhello", ""),
         ("204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", ""),
-        ("304 Not Modified\r\nContent-Length: 5\r\n\r\nhello", ""),
         ("100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello"),
     ] {
         let response = answer_to_odd(&format!("HTTP/1.1 {head}{poison}"));
         assert_eq!(response.text(), body, "{head:?}");
     }
+    let unasked = "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello";
+    assert_eq!(answer_to_odd(&format!("{unasked}{poison}")).status, 502);
     // A HEAD that is answered with a body.
     let origin =
         odd(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{poison}", poison.len()));
@@ -569,4 +570,41 @@ fn a_target_without_a_path_is_told_as_such() {
     let lines = edge.log(2);
     let line = lines.iter().find(|line| line["failure"] == "host-invalid").expect("a log line");
     assert_eq!(line["failure_detail"], "Host: a b", "{lines:?}");
+}
+
+/// Past a rule for `/admin` or `/login`, if an origin reads the path as nginx, Tomcat or Windows do.
+#[test]
+fn limits_of_a_rule_hold_for_each_path_that_an_origin_may_read() {
+    let origin = Origin::start(|_| Answer::ok("page"));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         [[sites.all.rules]]\nname = \"admin\"\npath_prefix = \"/admin\"\naccess.allow = [\"10.0.0.0/8\"]\n\
+         [[sites.all.rules]]\nname = \"login\"\npath = \"/login\"\nrate = {{ per_second = 0.001, burst = 2 }}\n",
+        origin.url()
+    ));
+    let status = |path: &str| edge.get(path).status;
+    for hidden in [
+        "//admin",
+        "/.//admin",
+        "/%2fadmin/x",
+        "/admin%2fx",
+        "/admin%5cx",
+        "/admin;x",
+        "/%2f./admin",
+    ] {
+        assert_eq!(status(hidden), 403, "{hidden}");
+    }
+    for refused in
+        ["/x/..%2fadmin", "/x%2F..%2Fadmin", "/x/..;/admin", "/x%5c..%5cadmin", "/x\\..\\admin"]
+    {
+        assert_eq!(status(refused), 400, "{refused}");
+    }
+    for open in ["/", "/x/", "/a%2Fb", "/x//y", "/;admin", "/x;/administrator", "/%252Fadmin"] {
+        assert_eq!(status(open), 200, "{open}");
+    }
+    let tries = ["/login", "/login;x", "//login"].map(status);
+    assert_eq!(tries, [200, 200, 429]);
+    let explained = edge.admin("GET", "/explain?url=http://edge.test//admin&client=192.0.2.1", "");
+    let text = explained.text();
+    assert!(text.contains("address-denied") && text.contains("\"rule\": \"admin\""), "{text}");
 }

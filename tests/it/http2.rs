@@ -636,6 +636,27 @@ fn a_window_of_one_byte_is_kept_to_and_may_change_under_way() {
     assert!(rest.flags & END_STREAM != 0 || client.next_of(DATA).is_some());
 }
 
+/// Otherwise its replies stay in memory for as long as the client likes.
+#[test]
+fn a_client_that_opens_no_window_is_not_kept_by_its_pings() {
+    let origin = Origin::start(|_| Answer::ok(vec![b'x'; 100_000]).fresh_for(60));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n[limits]\nidle_timeout = \"1s\"\n",
+        origin.url()
+    ));
+    edge.get("/");
+    let mut client = Http2::connect(edge.http, &setting(4, 0));
+    client.send(&get(&[]));
+    assert!(client.next_of(HEADERS).is_some());
+    client.discard_input();
+    let mut polls = 0;
+    until("it is disconnected", || {
+        polls += 1;
+        polls % 20 == 0 && !client.send(&frame(PING, 0, 0, b"12345678"))
+    });
+    assert_eq!(edge.metric("skerry_connections_timed_out_total{waited_for=\"send\""), 1.0);
+}
+
 #[test]
 fn cookies_that_came_in_crumbs_reach_the_origin_whole() {
     let origin = Origin::start(|_| Answer::ok("hello"));

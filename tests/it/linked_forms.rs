@@ -1,12 +1,13 @@
 //! Coded hits from disk: one record is read, and all that happens to the stored response happens to its forms.
 
 use std::cell::Cell;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::coding::{accept, decoded, text};
 use crate::harness::victim::Victim;
-use crate::harness::{Answer, Edge, Origin, Response, exchange, until};
+use crate::harness::{Answer, Edge, Origin, Request, Response, exchange, until};
 
 const SLICE_BYTES: usize = 16 << 10;
 
@@ -73,6 +74,20 @@ impl Node {
         self.until_quiet();
         self.crowd();
         coded
+    }
+}
+
+/// Drops the pages of the disk cache from the kernel's memory, so that its next reads must wait for the disk.
+fn drop_cached_pages(folder: &Path) {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            drop_cached_pages(&path);
+        } else if path.ends_with("blocks/data") {
+            let data = std::fs::File::open(path).expect("the disk cache");
+            data.sync_all().expect("it is written");
+            rustix::fs::fadvise(&data, 0, None, rustix::fs::Advice::DontNeed).expect("advice");
+        }
     }
 }
 
@@ -193,6 +208,41 @@ fn a_304_and_a_new_version_reach_a_form_that_only_the_disk_has() {
     for _ in 0..2 {
         let response = node.get("/5000", "br", &[]);
         assert!(response.is_hit() && decoded("br", &response.body) == content(1, "", 5000));
+    }
+}
+
+#[test]
+fn a_cookie_of_a_304_reaches_its_client_with_a_form_that_only_the_disk_has() {
+    let origin = Origin::start(|request| {
+        if let Some(answer) = filling(&request.target) {
+            return answer;
+        }
+        match request.header("if-none-match") {
+            Some(_) => Answer::status(304).header("Set-Cookie", "id=1").fresh_for(60),
+            None => Answer::ok(text(300_000))
+                .header("Content-Type", "text/html")
+                .header("ETag", "\"a\"")
+                .fresh_for(60),
+        }
+    });
+    let node = Node::before(&origin);
+    let before = node.store_on_disk("/page", &[]);
+    // The record of the response comes into memory, that of its form does not.
+    let head = node.edge.connect().request(Request {
+        method: "HEAD",
+        host: "edge.test",
+        target: "/page",
+        fields: &[&accept("identity")],
+        body: b"",
+    });
+    assert!(head.is_hit(), "{:?}", head.headers);
+    drop_cached_pages(&node.edge.path("data"));
+    node.edge.advance(90);
+    for (cookie, is_hit) in [("id=1", false), ("", true)] {
+        let response = node.get("/page", "br", &[]);
+        assert_eq!((&*response.header("set-cookie"), response.is_hit()), (cookie, is_hit));
+        assert!(response.body == before.body && response.header("etag") == before.header("etag"));
+        assert_eq!(response.header("vary"), "Accept-Encoding");
     }
 }
 

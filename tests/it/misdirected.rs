@@ -47,7 +47,7 @@ fn a_host_that_another_certificate_covers_is_a_421() {
         check(Some("a.test"), "x.c.test", 421);
         check(Some("x.c.test"), "y.c.test", 200);
         check(Some("x.c.test"), "x.y.c.test", 200);
-        // It was shown the default certificate, which covers a.test.
+        // The client was shown the default certificate, which covers a.test.
         check(Some("unknown.test"), "a.test", 200);
         check(Some("unknown.test"), "b.test", 421);
         // No certificate covers these hosts, and a client without SNI did not ask for one.

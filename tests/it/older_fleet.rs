@@ -85,7 +85,7 @@ impl Heir {
         self.is_origin_away.store(true, Ordering::Relaxed);
         self.node.run_with("warn", Stdio::from(lines));
         self.node.wait_until_ready();
-        // It reads the index of the disk meanwhile.
+        // The node reads the index of the disk meanwhile.
         let (mut found, deadline) = (BTreeMap::new(), self.clock.instant() + INDEX_READ_WITHIN);
         while found.len() + self.purged.len() < TARGETS as usize && self.clock.instant() < deadline
         {

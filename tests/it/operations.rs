@@ -1,13 +1,15 @@
 //! Operating a node: configuration errors, reloads, drains, certificates.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
+use crate::harness::{
+    Answer, Client, Edge, Gate, Origin, Process, Request, exchange, skerry, until,
+};
 
 fn fixed(content: &str) -> String {
     format!(
@@ -97,6 +99,23 @@ fn a_disk_cache_that_does_not_fit_is_refused_before_anything_is_taken() {
 }
 
 #[test]
+fn clients_cannot_use_up_the_files_that_origins_and_the_admin_api_need() {
+    let origin = Origin::start(|_| Answer::ok(b"content".to_vec()).fresh_for(600));
+    let node = Process::start_with_open_files(128, &passing(&origin));
+    assert!(node.said("64 connections are accepted"), "the limit is logged");
+    let mut first = Client::connect(node.http);
+    assert_eq!(first.get("edge.test", "/first", &[]).status, 200);
+    let others: Vec<_> = (0..150).map(|_| TcpStream::connect(node.http)).collect();
+    until("the node has refused the connections beyond the limit", || {
+        node.metric("skerry_connections_refused_total{limit=\"total\"") >= 87.0
+    });
+    assert_eq!(first.get("edge.test", "/second", &[]).status, 200);
+    drop(others);
+    until("only the first connection is open", || node.metric("skerry_connections") < 2.0);
+    assert_eq!(exchange(node.http, "edge.test", "/third", &[]).status, 200);
+}
+
+#[test]
 fn the_level_of_the_error_log_is_the_configurations() {
     let quiet = Process::start(&fixed("x").replace("[log]\n", "[log]\nlevel = \"debug\"\n"));
     quiet.signal(Signal::HUP);
@@ -104,6 +123,43 @@ fn the_level_of_the_error_log_is_the_configurations() {
     let mut client = Client::connect(quiet.http);
     client.request(Request { method: "GET", host: "", target: "/", fields: &[], body: b"" });
     quiet.wait_for("DEBUG");
+}
+
+#[test]
+fn a_rotated_log_is_written_anew_and_the_configuration_is_not_reloaded() {
+    let text = fixed("x").replace("access = \"off\"", "access = \"access.log\"");
+    assert!(text.contains("access.log"), "{text}");
+    let node = Process::start(&text);
+    let request = |target| Client::connect(node.http).get("edge.test", target, &[]).status;
+    let has_line = |name: &str, target: &str| {
+        std::fs::read_to_string(node.path(name)).is_ok_and(|log| log.contains(target))
+    };
+    assert_eq!(request("/before"), 200);
+    until("the first request is logged", || has_line("access.log", "/before"));
+    std::fs::rename(node.path("access.log"), node.path("access.log.1")).expect("a rotation");
+    // An operator is in the middle of a change.
+    node.replace_config("[sites.all]\n");
+    node.signal(Signal::USR1);
+    until("a new file has the next requests", || {
+        assert_eq!(request("/after"), 200);
+        has_line("access.log", "/after")
+    });
+    assert!(has_line("access.log.1", "/before"));
+    assert!(!node.said("the old configuration stays in use"), "the file was read");
+}
+
+#[test]
+fn check_knows_what_the_options_and_variables_of_the_node_set() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("edge.toml");
+    let text = fixed("x") + "[dns.probes]\nurl = \"http://www.test/\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let file = file.display().to_string();
+    check_refused(&["check", &file], &["has no effect without bus.redis"]);
+    let checked = skerry(&["check", &file, "--redis", "redis://127.0.0.1:1"]);
+    assert!(checked.status.success(), "{checked:?}");
+    let misnamed = ["check", &file, "--redis", "redis://127.0.0.1:1", "--name", "a b"];
+    check_refused(&misnamed, &["--name", "found \"a b\""]);
 }
 
 #[test]

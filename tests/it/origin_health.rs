@@ -347,8 +347,8 @@ fn the_command_prints_the_origins_of_a_pool_as_a_table_and_as_json() {
     let (_, table, _) = run(&["main"]);
     let words: Vec<Vec<&str>> =
         table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(words[1][..4], ["main", &first.url(), "1", "up"]);
-    assert_eq!(words[2][..5], ["main", &second.url(), "1", "down", "(unreachable)"]);
+    assert_eq!(words[1][..5], ["main", &first.url(), "0", "1", "up"]);
+    assert_eq!(words[2][..6], ["main", &second.url(), "0", "1", "down", "(unreachable)"]);
     let (_, json, _) = run(&["--json"]);
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["pools"][0]["origins"][1]["state"], "down");

@@ -1,12 +1,9 @@
 //! `POST /origins/state` at the socket: which origins get requests after it, and for how long.
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
-use skerry::config::{self, Flags};
-use skerry::{Clock, Node};
+use skerry::Clock;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Request, skerry, until};
+use crate::harness::{Answer, Edge, Gate, Origin, Restarted, skerry, until};
 
 fn config(origins: &[&Origin], more: &str) -> String {
     let origins: Vec<String> = origins.iter().map(|origin| origin.url()).collect();
@@ -120,33 +117,7 @@ fn a_state_that_is_kept_is_there_after_a_restart() {
     let kept = json!({"state": "drain", "weight": 7, "keep": true});
     assert_eq!(set(&edge, &first.url(), kept).0, 200);
 
-    // The harness gives each node a folder of its own.
-    let folder = tempfile::tempdir().expect("a folder");
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).expect("a folder");
-    std::fs::copy(&file, data.join("origins.json")).expect("the file");
-    let config_file = folder.path().join("edge.toml");
-    std::fs::write(&config_file, crate::harness::with_defaults(&text, &folder)).expect("a file");
-    let local = SocketAddr::from(([127, 0, 0, 1], 0));
-    let flags = Flags {
-        config: Some(config_file),
-        http: vec![local],
-        admin: Some(local),
-        data_dir: Some(data),
-        workers: Some(1),
-        ..Flags::default()
-    };
-    let config = config::load(&flags).unwrap_or_else(|mistakes| panic!("{mistakes}"));
-    let node = Node::start(config, flags, Clock::system()).expect("the node starts");
-    let (method, host, target) = ("GET", "localhost", "/origins");
-    let report = Client::connect(node.admin).request(Request {
-        method,
-        host,
-        target,
-        fields: &[],
-        body: b"",
-    });
-    let report: Value = serde_json::from_str(report.text()).expect("JSON");
+    let report = Restarted::with(&text, &file, Clock::system()).origins();
     let origin = &report["pools"][0]["origins"][0];
     assert_eq!((&origin["state"], &origin["weight"]), (&json!("draining"), &json!(7)));
 

@@ -230,7 +230,11 @@ fn a_hash_keeps_a_visitor_at_one_origin() {
     edge.reload(&pool("header X-Tenant")).expect("a good configuration");
     check(&|visitor| format!("X-Tenant: {visitor}"));
     edge.reload(&pool("client")).expect("a good configuration");
-    check(&|visitor| format!("X-Forwarded-For: 2001:db8::{visitor}"));
+    check(&|visitor| format!("X-Forwarded-For: 2001:db8:0:{visitor}::1"));
+    // A host changes its IPv6 address within its network.
+    let reached: BTreeSet<String> =
+        (0..20).map(|host| answered(&edge, &format!("2001:db8::{host}"))).collect();
+    assert_eq!(reached.len(), 1, "{reached:?}");
 }
 
 #[test]

@@ -335,7 +335,7 @@ fn static_peers_are_known_by_their_own_word_and_out_when_they_are_silent() {
         (&shown["peer_protocol"], &shown["config"]),
         (&1.into(), &second.nodes()["nodes"]["edge-3"]["config"])
     );
-    // It stops, and does not close its connections.
+    // The node stops, and does not close its connections.
     second.process.signal(Signal::STOP);
     until("a stopped node is out", || first.sees("edge-3", "out"));
     let told = "peer edge-3 does not answer, its keys go to other nodes";
@@ -528,7 +528,7 @@ fn a_peer_that_answers_nonsense_is_out() {
 fn a_node_that_shows_another_certificate_than_its_own_is_no_peer() {
     let origin = Origin::start(|_| Answer::ok("hello"));
     let authority = fleet();
-    // It has a certificate of the fleet, but not that of the listed node.
+    // The peer has a certificate of the fleet, but not that of the listed node.
     let other = ScriptedPeer::start(&authority, "edge-3", |_| (200, announcement(1, "", "ready")));
     let listed = format!(
         "check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n",

@@ -65,6 +65,20 @@ fn a_response_of_the_owner_lists_both_nodes_and_keeps_its_age() {
 }
 
 #[test]
+fn a_hit_of_the_owner_has_an_age_and_a_response_of_the_origin_has_none() {
+    // The second is too long for one frame, so that requests share it.
+    for length in [10, 300_000] {
+        let origin = Origin::start(move |_| Answer::ok(vec![b'x'; length]).fresh_for(60));
+        let Some(region) = Region::start(2, &origin, "") else { return };
+        let (target, _) = of_another(&region);
+        let [first, second] = [(); 2].map(|()| region.nodes[0].get(&target));
+        assert_eq!((first.status, &*first.header("age")), (200, ""), "{length} bytes");
+        assert!(!second.header("age").is_empty(), "{length} bytes: {second:?}");
+        assert!(second.header("cache-status").starts_with("skerry; hit"), "{length} bytes");
+    }
+}
+
+#[test]
 fn variants_of_the_owner_are_found_by_the_fields_of_the_client() {
     let origin = Origin::start(|request| {
         let language = request.header("accept-language").unwrap_or("none").to_owned();
@@ -226,27 +240,30 @@ fn a_peer_that_dies_with_an_acknowledged_request_costs_two_deadlines() {
         let is_first = seen.lock().unwrap().insert(request.target.clone());
         if is_first { answer.behind(&held) } else { answer }
     });
-    let Some(AcknowledgedRequest { region, peer, target }) = AcknowledgedRequest::plan(&origin)
-    else {
-        return;
-    };
-    let asker = &region.nodes[0];
-    std::thread::scope(|scope| {
-        let _end = OpenAtEnd(&gate);
-        let client = scope.spawn(|| asker.get(&target));
+    let Some(request) = AcknowledgedRequest::plan(&origin) else { return };
+    let answer = request.stop_peer_once(&gate, |_| {
         origin.wait_for_requests(1);
         // The acknowledgement was sent before.
         std::thread::park_timeout(PEER_DEADLINE / 4);
-        peer.signal(Signal::STOP);
-        let stopped = Instant::now();
-        let answer = client.join().expect("an answer");
-        assert_eq!((answer.status, hop_of(&answer)), (200, 1), "{answer:?}");
-        eprintln!("answered {:?} after the peer was stopped", stopped.elapsed());
     });
-    // The connection fails later, after a PING that it gets anyway.
-    assert_eq!((failures(asker, "deadline"), failures(asker, "connection")), (1.0, 0.0));
-    assert_eq!(asker.metric("skerry_peer_up{peer=\"n1\""), 0.0, "other requests do not wait");
-    peer.signal(Signal::CONT);
+    assert_eq!((answer.status, hop_of(&answer)), (200, 1), "{answer:?}");
+}
+
+#[test]
+fn a_peer_that_dies_within_a_long_body_costs_two_deadlines() {
+    let (gate, whole) = (Gate::default(), long_body());
+    let (held, sent) = (gate.clone(), whole.clone());
+    let origin = Origin::start(move |request| match request.header("range") {
+        None => long_answer(&sent, None).pause_at(sent.len() / 2, &held),
+        range => long_answer(&sent, range),
+    });
+    let Some(request) = AcknowledgedRequest::plan(&origin) else { return };
+    let answer = request.stop_peer_once(&gate, |asker| {
+        let received = || asker.metric("skerry_peer_response_bytes_total{peer=\"n1\"");
+        until("half of the body has arrived", || received() >= (whole.len() / 2) as f64);
+    });
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.is_complete && answer.body == whole, "{} bytes", answer.body.len());
 }
 
 #[test]
@@ -284,9 +301,31 @@ impl AcknowledgedRequest {
     /// `None`: there is no redis-server.
     fn plan(origin: &Origin) -> Option<Self> {
         let peers = format!("deadline = \"{}ms\"\n", PEER_DEADLINE.as_millis());
-        let (region, mut processes) = Region::with_lasting_processes(&["here"; 2], origin, &peers)?;
+        let (region, mut processes) =
+            Region::with_lasting_processes(&["here"; 2], origin, &peers, "")?;
         let (target, _) = of_another(&region);
         Some(Self { region, peer: processes.remove(0), target })
+    }
+
+    /// The answer to a request whose peer is stopped once `is_begun` returns. It was waited for until two deadlines had
+    /// passed: the PING of the connection fails later. `gate`: of the origin.
+    fn stop_peer_once(&self, gate: &Gate, is_begun: impl FnOnce(&Edge)) -> Response {
+        let asker = &self.region.nodes[0];
+        let answer = std::thread::scope(|scope| {
+            let _end = OpenAtEnd(gate);
+            let client = scope.spawn(|| asker.get(&self.target));
+            is_begun(asker);
+            self.peer.signal(Signal::STOP);
+            let stopped = Instant::now();
+            let answer = client.join().expect("an answer");
+            eprintln!("answered {:?} after the peer was stopped", stopped.elapsed());
+            answer
+        });
+        let reasons = ["deadline", "body", "connection"].map(|reason| failures(asker, reason));
+        assert_eq!(reasons, [1.0, 0.0, 0.0]);
+        assert_eq!(asker.metric("skerry_peer_up{peer=\"n1\""), 0.0, "other requests do not wait");
+        self.peer.signal(Signal::CONT);
+        answer
     }
 }
 
@@ -295,8 +334,9 @@ fn failures(asker: &Edge, reason: &str) -> f64 {
     asker.metric(&format!("skerry_peer_failures_total{{peer=\"n1\",reason=\"{reason}\""))
 }
 
-/// `peers.deadline` where a test waits for it: a busy machine is no failure.
-const PEER_DEADLINE: Duration = Duration::from_secs(1);
+/// `peers.deadline` where a test waits for it: a busy machine is no failure, and three of them end before a PING that has no
+/// answer ends the connection, after 3 s.
+const PEER_DEADLINE: Duration = Duration::from_millis(750);
 
 /// Lets the origin answer, also when the test fails.
 struct OpenAtEnd<'a>(&'a Gate);
@@ -307,29 +347,36 @@ impl Drop for OpenAtEnd<'_> {
     }
 }
 
+fn long_body() -> Vec<u8> {
+    (0..400_000_u32).map(|at| at as u8).collect()
+}
+
+/// The answer with this body to a request with this `Range`, of one range with both ends.
+fn long_answer(whole: &[u8], range: Option<&str>) -> Answer {
+    let Some(range) = range else {
+        return Answer::ok(whole).fresh_for(60).header("ETag", "\"v1\"");
+    };
+    let (from, to) = range["bytes=".len()..].split_once('-').expect("a range");
+    let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+    let to = to.min(whole.len() - 1);
+    let place = format!("bytes {from}-{to}/{}", whole.len());
+    let part = Answer::part(&whole[from..=to]).header("Content-Range", &place);
+    part.fresh_for(60).header("ETag", "\"v1\"")
+}
+
 /// Runs `n0` in this process and two nodes as others, in these regions, which it asks for responses. One of them is
 /// stopped and goes on, the other one is killed, while clients ask `n0`. `more`: of its configuration.
 pub fn clients_are_served_while_peers_fail(regions: &[&str; 3], more: &str) {
     // The peer breaks off bodies of this length while they are passed on.
-    let long: Vec<u8> = (0..400_000_u32).map(|at| at as u8).collect();
+    let long = long_body();
     let whole = long.clone();
     let origin = Origin::start(move |request| match request.target.starts_with("/long") {
-        true => match request.header("range") {
-            None => Answer::ok(whole.clone()).fresh_for(60).header("ETag", "\"v1\""),
-            Some(range) => {
-                let (from, to) = range["bytes=".len()..].split_once('-').expect("a range");
-                let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
-                let to = to.min(whole.len() - 1);
-                let place = format!("bytes {from}-{to}/{}", whole.len());
-                let part = Answer::part(&whole[from..=to]).header("Content-Range", &place);
-                part.fresh_for(60).header("ETag", "\"v1\"")
-            }
-        },
+        true => long_answer(&whole, request.header("range")),
         false => Answer::ok(request.target.clone()).fresh_for(60),
     });
-    let Some((region, mut owners)) = Region::with_processes_in(regions, &origin, more) else {
-        return;
-    };
+    // A node that is stopped must be found out by those that ask it, long before the table says that it is out.
+    let started = Region::with_lasting_processes(regions, &origin, "", more);
+    let Some((region, mut owners)) = started else { return };
     let (asker, is_over) = (&region.nodes[0], AtomicBool::new(false));
     let answered = AtomicU64::new(0);
     let ask = |client: u64| {

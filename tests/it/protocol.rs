@@ -1,7 +1,7 @@
 //! Other HTTP implementations and features: old versions, interim responses, trailers, upgrades, and common
 //! client programs.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -63,6 +63,51 @@ fn interim_responses_reach_an_http_2_client() {
     let (interim, rest) = said.split_once("\r\n\r\n").expect("two heads");
     assert!(interim.starts_with("HTTP/2 103") && interim.contains("link: </a.css>"), "{said}");
     assert!(rest.starts_with("HTTP/2 200") && rest.ends_with("\r\n\r\nok"), "{said}");
+}
+
+#[test]
+fn interim_responses_reach_a_client_that_waits_for_100() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut received = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        while received.read_line(&mut line)? > 2 {
+            line.clear();
+        }
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
+        stream.write_all(format!("{hints}HTTP/1.1 100 Continue\r\n\r\n").as_bytes())?;
+        let mut content = [0; 5];
+        received.read_exact(&mut content)?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")?;
+        stream.write_all(&content)
+    });
+    let edge = Edge::before(&url);
+    let mut client = edge.connect();
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
+    let mut interim = [client.read_any(false), client.read_any(false)];
+    interim.sort_by_key(|response| response.status);
+    assert_eq!(interim.each_ref().map(|response| response.status), [100, 103], "{interim:?}");
+    assert_eq!(interim[1].header("link"), "</a.css>; rel=preload");
+    client.send(b"hello");
+    let last = client.read_any(false);
+    assert_eq!((last.status, last.text()), (200, "hello"));
+}
+
+#[test]
+fn a_204_has_no_length_over_http_2() {
+    let head = "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nX-A: b\r\n\r\n";
+    let origin = Origin::start(move |_| Answer::raw(head));
+    let edge = Edge::before(&origin.url());
+    let url = format!("http://{}/", edge.http);
+    for version in ["--http2-prior-knowledge", "--http1.1"] {
+        let said = run("curl", &["-si", version, &url]);
+        assert!(said.contains(" 204") && said.contains("x-a: b"), "{said}");
+        assert!(!said.contains("content-length"), "{said}");
+    }
 }
 
 /// An origin of HTTP/2 by prior knowledge that hints before each answer, which is its request's `TE`.

@@ -387,7 +387,7 @@ pub(crate) fn read(fleet: &Fleet, node: usize, seed: u64, is_over: &AtomicBool) 
         let promised = fleet.promised(node, key);
         match fleet.nodes[node].get(&format!("/{key}")) {
             Ok(answer) => hits += u64::from(fleet.check(node, key, promised, &answer)),
-            // It is down: somebody has killed it.
+            // The node is down: the test has killed it.
             Err(_) => std::thread::yield_now(),
         }
     }

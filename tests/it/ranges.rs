@@ -319,7 +319,7 @@ fn a_part_that_breaks_off_is_not_stored_and_asked_for_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let process = Victim::start(directory.path(), &origin.url(), "[log]\naccess = \"off\"\n");
     let mut client = Client::connect(process.address);
-    // It is short, so that the second request is the retry of the first.
+    // The response is short, so that the second request is the retry of the first.
     for (requests, hit) in [(2, false), (2, true)] {
         let tail = client.get("a.test", "/o", &["Range: bytes=-7"]);
         assert_bytes(&tail.body, 1, 93..100);
@@ -334,9 +334,11 @@ fn a_short_object_comes_in_whole() {
     let mut client = Client::connect(process.address);
     read(&mut client, 1, 1000..2000);
     read(&mut client, 1, 700_000..700_001);
-    let whole = client.get("a.test", "/long", &[]);
-    assert_bytes(&whole.body, 1, 0..MIB - 5);
-    assert!(whole.is_hit());
+    until("the rest has come in", || {
+        let whole = client.get("a.test", "/long", &[]);
+        assert_bytes(&whole.body, 1, 0..MIB - 5);
+        whole.is_hit()
+    });
     assert_eq!(object.origin.request_count(), 1);
 }
 
@@ -452,6 +454,28 @@ fn an_answer_without_the_missing_bytes_is_passed_on_as_it_is() {
         let stored = get(100..200);
         assert!(stored.status == 206 && stored.is_hit(), "{status}: {stored:?}");
     }
+}
+
+#[test]
+fn an_error_of_the_origin_in_place_of_missing_bytes_keeps_its_status_and_is_shared() {
+    let gate = Gate::default();
+    let origin = beginning_only(Answer::status(503).behind(&gate));
+    let edge = Edge::before(&origin.url());
+    let get = |range: Range<u64>| edge.get_with("/long", &[&range_field(&range)]);
+    assert_bytes(&get(0..100).body, 1, 0..100);
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..3).map(|_| scope.spawn(|| get(3 * MIB..3 * MIB + 100))).collect();
+        until("two wait", || edge.metric("skerry_requests_collapsed_total") == 2.0);
+        gate.open();
+        for response in asked {
+            let response = response.join().expect("a response");
+            assert_eq!(response.status, 503, "{response:?}");
+        }
+    });
+    assert_eq!(origin.request_count(), 2);
+    // The stored bytes may still be used.
+    let stored = get(100..200);
+    assert!(stored.status == 206 && stored.is_hit(), "{stored:?}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Asked {
         let Message { control, sent_at, .. } = script.messages[number];
         let age = script.now - sent_at;
         match response.header("age").parse::<u64>() {
-            // It may be more, by the time for which a validation in the background was on its way.
+            // The age may be greater, by the time for which a validation in the background was on its way.
             Ok(said) if said + CLOSE > age => {}
             _ => return Some("Age is too small"),
         }

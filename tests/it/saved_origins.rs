@@ -1,56 +1,21 @@
 //! Origins that sources gave before a restart.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use skerry::config::{self, Flags};
-use skerry::{Clock, Node};
+use skerry::Clock;
 
-use crate::harness::{Answer, Client, Edge, Origin, exchange, until, with_defaults};
+use crate::harness::{Answer, Edge, Origin, Response, Restarted, exchange, until};
 
-/// A node over the data directory of another one.
-struct Restarted {
-    node: Node,
-    _folder: tempfile::TempDir,
+fn get(restarted: &Restarted, target: &str) -> Response {
+    exchange(restarted.node.listening[0].address, "edge.test", target, &[])
 }
 
-/// Starts a node with this configuration, and with the saved origins of `file`, on `clock`.
-fn restart(text: &str, file: &Path, clock: Clock) -> Restarted {
-    let folder = tempfile::tempdir().expect("a folder");
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).expect("a folder");
-    std::fs::copy(file, data.join("discovered.json")).expect("the file");
-    let config_file = folder.path().join("edge.toml");
-    std::fs::write(&config_file, with_defaults(text, &folder)).expect("a file");
-    let local = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let flags = Flags {
-        config: Some(config_file),
-        http: vec![local],
-        admin: Some(local),
-        data_dir: Some(data),
-        workers: Some(1),
-        ..Flags::default()
-    };
-    let config = config::load(&flags).unwrap_or_else(|mistakes| panic!("{mistakes}"));
-    let node = Node::start(config, flags, clock).expect("the node starts");
-    Restarted { node, _folder: folder }
-}
-
-impl Restarted {
-    fn get(&self, target: &str) -> crate::harness::Response {
-        exchange(self.node.listening[0].address, "edge.test", target, &[])
-    }
-
-    /// The state of the sources of the first pool.
-    fn sources(&self) -> Vec<Value> {
-        let mut client = Client::connect(self.node.admin);
-        let report = client.get("localhost", "/origins", &[]);
-        let report: Value = serde_json::from_str(report.text()).expect("JSON");
-        report["pools"][0]["sources"].as_array().expect("sources").clone()
-    }
+/// The state of the sources of the first pool.
+fn sources_of(restarted: &Restarted) -> Vec<Value> {
+    restarted.origins()["pools"][0]["sources"].as_array().expect("sources").clone()
 }
 
 fn text(sources: &str, resolver: &str) -> String {
@@ -102,23 +67,23 @@ fn a_node_that_starts_while_its_sources_are_dead_serves_at_once_from_the_origins
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let dead = format!("servers = [\"{}\"]", silent.local_addr().expect("its address"));
     let began = Instant::now();
-    let next = restart(&text(&sources, &dead), &file, Clock::system());
-    assert_eq!(next.get("/").text(), "served");
+    let next = Restarted::with(&text(&sources, &dead), &file, Clock::system());
+    assert_eq!(get(&next, "/").text(), "served");
     // Without saved origins, it waits 5 s for its sources, and has none.
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-    for source in next.sources() {
+    for source in sources_of(&next) {
         assert_eq!(source["origins"], 1, "{source}");
         assert!(source["answered_ms"].is_u64(), "{source}");
     }
     until("a failure of each source is reported", || {
-        next.sources().iter().all(|source| source["failure"].is_string())
+        sources_of(&next).iter().all(|source| source["failure"].is_string())
     });
-    assert_eq!(next.get("/later").text(), "served");
+    assert_eq!(get(&next, "/later").text(), "served");
 
     // A day later the addresses may be those of other servers.
     let clock = Clock::system();
     clock.advance(Duration::from_secs(25 * 3600));
-    let late = restart(&text(&sources, &dead), &file, clock);
-    assert_eq!(late.get("/").status, 503);
-    assert!(late.sources().iter().all(|source| source["origins"].is_null()));
+    let late = Restarted::with(&text(&sources, &dead), &file, clock);
+    assert_eq!(get(&late, "/").status, 503);
+    assert!(sources_of(&late).iter().all(|source| source["origins"].is_null()));
 }

@@ -85,3 +85,25 @@ fn recoded_content_states_the_time_of_its_coding() {
     let timed = || parts(&edge.get_with("/", &[DEBUG, gzip]));
     assert_eq!(timed(), "cache;desc=\"uri-miss absent\", lookup, origin, coding, total");
 }
+
+/// A response that is kept as it is for one client has a form for the others.
+#[test]
+fn a_hit_of_a_form_waits_for_no_coding_after_a_request_that_forbids_it() {
+    let origin = Origin::start(|_| {
+        Answer::ok("x".repeat(5000)).fresh_for(60).header("content-type", "text/plain")
+    });
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         [[sites.all.rules]]\npath = \"/\"\nserver_timing = true\n",
+        origin.url()
+    ));
+    let gzip = "Accept-Encoding: gzip";
+    edge.get("/");
+    for _ in 0..2 {
+        let coded = edge.get_with("/", &[gzip]);
+        assert_eq!(parts(&coded), "cache;desc=\"hit\", lookup, total");
+        assert_eq!(coded.header("content-encoding"), "gzip");
+        let kept = edge.get_with("/", &[gzip, "Cache-Control: no-transform"]);
+        assert_eq!(kept.header("content-encoding"), "");
+    }
+}

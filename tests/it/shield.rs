@@ -207,7 +207,7 @@ fn requests_for_what_cannot_be_stored_soon_leave_the_shield_out() {
 fn requests_that_cannot_share_a_response_go_through_the_shield_too() {
     let gate = Gate::default();
     let held = gate.clone();
-    // It is stored, and each request validates it.
+    // The response is stored, and each request validates it.
     let origin = Origin::start(move |_| {
         let answer = Answer::ok("x").header("Cache-Control", "no-cache");
         answer.header("ETag", "\"v1\"").behind(&held)
@@ -409,7 +409,7 @@ impl Scripted {
                     let announced = announcement(&digest.lock().unwrap());
                     return PeerReply::new(200, announced);
                 }
-                // It takes no purges.
+                // The peer takes no purges.
                 if request.uri().path().starts_with("/.well-known/skerry/") {
                     return PeerReply::new(404, "");
                 }
@@ -519,7 +519,7 @@ fn the_shield_must_meet_the_requirements_of_the_edge_and_of_its_asker() {
 }
 
 #[test]
-fn what_the_shield_has_of_a_purged_response_is_not_stored_and_says_so_again() {
+fn a_purged_response_of_the_shield_is_not_stored_and_is_marked_again() {
     let origin = Origin::start(|_| Answer::ok("of the origin").fresh_for(60));
     let scripted = Scripted::start(&origin, "", |_| (200, "verdict=purged"));
     let Scripted { edge, authority, .. } = &scripted;

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -15,7 +15,7 @@ use crate::harness::frames::{
     END_STREAM, PREFACE, SETTINGS, WINDOW_UPDATE, frame, headers, setting,
 };
 use crate::harness::kernel::{self, ESTABLISHED, FIN_WAIT_1, LAST_ACK, connections};
-use crate::harness::{Answer, Edge, Origin, until};
+use crate::harness::{Answer, Edge, Origin, Process, Region, until};
 
 const CLIENTS: usize = 50;
 /// Maximum bytes in the kernel for each client: the unsent ones and one segment beyond the client's window.
@@ -252,4 +252,60 @@ fn a_slow_client_gets_its_last_answer_and_its_refusal_whole() {
 /// A closed connection that has been taken by its client is dropped after two seconds.
 fn outlast_the_linger() {
     std::thread::sleep(Duration::from_secs(4));
+}
+
+#[test]
+fn slow_readers_of_many_responses_use_bounded_memory() {
+    const READERS: usize = 200;
+    let origin = Origin::start(|_| Answer::ok(vec![b'x'; 5 << 20]).fresh_for(600));
+    let node = Process::start(&format!(
+        "[store]\nmemory = \"16MiB\"\ndisk = \"none\"\n[fills]\nwindows_total = \"16MiB\"\n\
+         [log]\naccess = \"off\"\n[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
+        origin.url()
+    ));
+    let before = node.memory("VmRSS");
+    let readers: Vec<_> = (0..READERS)
+        .map(|number| {
+            let mut reader = narrow(node.http, 4 << 10);
+            write!(reader, "GET /{number} HTTP/1.1\r\nHost: edge.test\r\n\r\n").expect("it reads");
+            reader
+        })
+        .collect();
+    until("the windows are full", || {
+        node.metric("skerry_fill_readers") == READERS as f64
+            && node.metric("skerry_fills_unstored_for_memory_total") > READERS as f64 / 2.0
+    });
+    // The windows and the memory tier at their limits, and 400 KiB for each reader at most. It was 900 KiB.
+    let used = node.memory("VmHWM") - before;
+    assert!(used < (16 + 16 + 78) << 20, "{} MiB", used >> 20);
+    drop(readers);
+    until("nothing is left", || node.metric("skerry_fill_window_bytes") == 0.0);
+}
+
+#[test]
+fn a_slow_client_gets_the_whole_response_of_another_node() {
+    let origin = Origin::start(|_| Answer::ok(vec![b'x'; LARGE]).fresh_for(600));
+    let limits = "[limits]\nbody_idle_timeout = \"2s\"\n";
+    let Some(region) = Region::with_peers(2, &origin, "copy_after = 0\n", limits) else { return };
+    let mut targets = (0..).map(|number| format!("/{number}"));
+    let target = targets.find(|target| region.owner_of(target) == 1).expect("a target");
+    let [asker, owner] = &region.nodes[..] else { unreachable!() };
+    assert_eq!(owner.get(&target).body.len(), LARGE);
+    let mut client = narrow(asker.http, 8 << 10);
+    write!(client, "GET {target} HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n")
+        .expect("it reads");
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    // The client takes six seconds to read half of the window that the owner has, and never stops for two.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        let read = client.read(&mut piece).expect("a piece");
+        answer.extend_from_slice(&piece[..read]);
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    let timed_out = |node: &Edge| node.metric("skerry_response_bodies_timed_out_total");
+    assert_eq!((timed_out(asker), timed_out(owner)), (0.0, 0.0));
+    client.read_to_end(&mut answer).expect("the rest");
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+    assert_eq!(answer.len() - head, LARGE);
+    assert_eq!(origin.request_count(), 1, "the owner has sent all of it");
 }

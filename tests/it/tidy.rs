@@ -26,10 +26,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("planted", &[]),
     ("lock", &[]),
     ("pem", &[]),
+    ("percent", &[]),
     ("random", &[]),
     ("rendezvous", &[]),
     ("service_manager", &[]),
     ("stamp", &[]),
+    ("token_bucket", &[]),
     ("upgrade", &[]),
     ("notices", &["clock"]),
     ("cache", &["fields", "labels", "planted"]),
@@ -108,17 +110,44 @@ const ARROWS: &[(&str, &[&str])] = &[
     // rendezvous: nodes agree without a word on who owns a key.
     ("fleet", &["rendezvous"]),
     // fleet: the purge bus carries the rows of the node table.
+    // percent: the user and password of Redis stand in a URL.
+    (
+        "bus",
+        &[
+            "cache",
+            "clock",
+            "fleet",
+            "metrics",
+            "percent",
+            "planted",
+            "purge",
+            "random",
+            "token_bucket",
+        ],
+    ),
+    // bus: the admin API orders purges, and tells who has applied them.
     (
         "control",
         &[
-            "purge", "store", "cache", "clock", "fleet", "metrics", "notices", "planted", "random",
+            "bus",
+            "cache",
+            "clock",
+            "fleet",
+            "metrics",
+            "notices",
+            "percent",
+            "purge",
             "stamp",
+            "store",
+            "token_bucket",
         ],
     ),
     // labels: the outcomes of coding hot forms are counted.
     (
         "serve",
+        // client_network: a client stays at its origin although its IPv6 address changes.
         &[
+            "client_network",
             "labels",
             "route",
             "guard",
@@ -166,7 +195,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "upgrade",
         ],
     ),
-    // They stand outside the house: an origin for the demo, and callers of the admin API.
+    // An origin for the demo, and callers of the admin API: both are outside the node.
     ("demo", &[]),
     // peers: it makes the certificates of nodes.
     ("cli", &["peers"]),

@@ -75,6 +75,43 @@ fn only_sound_versions_and_suites_are_spoken() {
 }
 
 #[test]
+fn a_client_gets_the_first_certificate_whose_signatures_it_accepts() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut config = FIXED.to_owned();
+    for key in ["ec -pkeyopt ec_paramgen_curve:prime256v1", "rsa:2048"] {
+        let path = |end: &str| folder.path().join(format!("{}.{end}", &key[..2]));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=edge.test"])
+            .args(["-addext", "subjectAltName=DNS:edge.test", "-newkey"])
+            .args(key.split(' '))
+            .arg("-keyout")
+            .arg(path("key"))
+            .arg("-out")
+            .arg(path("pem"))
+            .output()
+            .unwrap_or_else(|error| panic!("openssl: {error}; tests need it"));
+        assert!(made.status.success(), "{made:?}");
+        config += &format!(
+            "[[tls.certificates]]\ncertificate = {:?}\nkey = {:?}\n",
+            path("pem"),
+            path("key")
+        );
+    }
+    let edge = Edge::with_tls(&config);
+    for (arguments, signature) in [
+        (&["-tls1_3"][..], "ECDSA"),
+        (&["-tls1_2"], "ECDSA"),
+        (&["-tls1_3", "-sigalgs", "rsa_pss_rsae_sha256"], "RSA-PSS"),
+        (&["-tls1_3", "-sigalgs", "rsa_pss_rsae_sha256:ecdsa_secp256r1_sha256"], "ECDSA"),
+        (&["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"], "RSA-PSS"),
+    ] {
+        let said = openssl(&edge, &[&["-servername", "edge.test"], arguments].concat(), "");
+        let expected = format!("Peer signature type: {signature}");
+        assert!(said.contains(&expected), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn a_client_that_speaks_no_protocol_of_ours_gets_an_alert() {
     let edge = Edge::with_tls(FIXED);
     for (offered, agreed) in [

@@ -1,7 +1,9 @@
 //! Upgrades (RFC 9110 §7.8): which are forwarded, their form on the wire, and how responses to requests with
 //! `Upgrade` may be reused.
 
-use crate::harness::{Answer, Client, Edge, Origin, Request, Response, raw};
+use rustix::process::Signal;
+
+use crate::harness::{Answer, Client, Edge, Origin, Process, Request, Response, raw, until};
 
 /// An origin that accepts any upgrade and echoes bytes, or responds with a description of the request.
 fn willing() -> Origin {
@@ -182,7 +184,7 @@ fn an_upgrade_to_h2c_gets_past_no_rule() {
             "HTTP2_Settings: AAMAAABkAAQAoAAAAAIAAAAA",
         ];
         assert_eq!(client.get("edge.test", "/", &fields).status, 200);
-        // It is HTTP/1.1 as before, and what comes next is judged like anything.
+        // The connection is HTTP/1.1 as before, and the next request is judged like any other.
         assert_eq!(client.get("edge.test", "/admin/secret", &[]).status, 403);
     }
     for request in origin.received() {
@@ -248,7 +250,7 @@ fn a_request_with_content_is_passed_on_without_its_upgrade() {
 
 /// An origin may answer the wish and not the target.
 #[test]
-fn what_answers_a_wish_to_switch_is_for_its_client_alone() {
+fn a_response_to_a_request_to_switch_is_for_its_client_alone() {
     let origin = Origin::start(|request| {
         let asked = request.header("upgrade").unwrap_or("nothing").to_owned();
         Answer::ok(asked).fresh_for(60)
@@ -281,4 +283,42 @@ fn what_answers_a_wish_to_switch_is_for_its_client_alone() {
         200
     );
     assert!(edge.get("/").is_hit());
+}
+
+/// Otherwise a client can open any number of connections.
+#[test]
+fn an_upgraded_connection_is_one_of_its_client_until_it_ends() {
+    let origin = willing();
+    let limits = "[limits]\nconnections_per_address_max = 2\n";
+    let edge = Edge::with(&site(&origin, limits));
+    let refused = || edge.metric("skerry_connections_refused_total{limit=\"address\"");
+    let open = || {
+        let mut client = edge.connect();
+        assert_eq!(ask(&mut client, "/", "websocket").status, 101);
+        client
+    };
+    let (mut first, second) = (open(), open());
+    assert_eq!(edge.metric("skerry_connections"), 2.0);
+    let third = edge.connect();
+    until("the third is refused", || refused() == 1.0);
+    drop((second, third));
+    until("there is room again", || edge.metric("skerry_connections") == 1.0);
+    drop(open());
+    assert_eq!(refused(), 1.0);
+    first.send(b"still here");
+    assert_eq!(first.read_bytes(10), b"still here");
+}
+
+#[test]
+fn a_drain_lets_an_upgraded_connection_go_on() {
+    let origin = willing();
+    let mut node = Process::start(&site(&origin, ""));
+    let mut client = Client::connect(node.http);
+    assert_eq!(ask(&mut client, "/", "websocket").status, 101);
+    node.signal(Signal::TERM);
+    until("nobody is let in", || std::net::TcpStream::connect(node.http).is_err());
+    client.send(b"still here");
+    assert_eq!(client.read_bytes(10), b"still here");
+    drop(client);
+    assert!(node.end().success());
 }

@@ -8,31 +8,7 @@ use super::{CheckContext, Checker, Findings, Observation, ObservedResponse, TRAN
 use crate::client::BODY_BROKE_OFF;
 use crate::journal::{Fetch, Micros, ProcessEvent, Purge, SECOND, SIMULATION_PAUSED};
 use crate::plan::object::Class;
-use serde::Deserialize;
-
-/// Client errors that a scenario expects during a fault of one kind.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Excuse {
-    /// The kind of the fault.
-    pub during: String,
-    /// Expected status codes.
-    #[serde(default)]
-    pub status: Vec<u16>,
-    /// Whether requests may fail without a response.
-    #[serde(default)]
-    pub broken: bool,
-    /// Whether bodies may end early, because the origin failed while it sent them.
-    #[serde(default)]
-    pub cut_short: bool,
-    /// Seconds after the end of the fault in which errors are still expected.
-    #[serde(default)]
-    pub grace_s: f64,
-    /// Errors are unexpected if the node has a stored response that it may serve stale. Use this
-    /// only if the caches can hold the whole catalog.
-    #[serde(default)]
-    pub unless_stored: bool,
-}
+use crate::plan::tolerance::Excuse;
 
 /// Checks client errors; see the module documentation.
 pub struct NoClientErrors {
@@ -276,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_broke_while_the_lab_stood_still_is_nobodys_fault() {
+    fn failures_while_the_simulation_stood_still_are_no_violation() {
         let paused = |fixture: &mut Fixture, observation: &mut Observation| {
             fixture.facts.faults.push(Fault { kind: SIMULATION_PAUSED.to_owned(), ..cut(0) });
             observation.outcome = Err("no whole response within 30s".into());

@@ -1,6 +1,6 @@
 //! Invariant 4: a node has at most one fill in flight for a key.
 //!
-//! It is checked at the end, from the requests that the origins recorded. Two complete upstream
+//! The promise is checked at the end, from the requests that the origins recorded. Two complete upstream
 //! requests of one node for one key must not overlap in time, unless a purge came between them (the
 //! second must not join the first) or a fault affected the node.
 

@@ -21,10 +21,9 @@ mod resources;
 mod shield;
 mod status;
 
-pub use errors::Excuse;
 pub use geo::{ExpectedOrigin, expected_origin};
 pub use region::{RegionFills, region_fills};
-pub use resources::{Limits, Sample};
+pub use resources::Sample;
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
 use crate::plan::object::{BodyFault, Catalog, HOSTS, Identity, Object, ObjectId};

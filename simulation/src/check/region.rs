@@ -1,6 +1,6 @@
 //! A region asks the origins about once for a response, whichever of its nodes the clients come to.
 //!
-//! It is checked at the end, from the requests that the origins recorded. A request for a whole response that a node
+//! The promise is checked at the end, from the requests that the origins recorded. A request for a whole response that a node
 //! of the region got before, and may still use, is one too many. Some are right: an owner that is late by 250 ms is
 //! passed over, and for a moment after a purge nodes may not agree on what they may use. So a region may ask again
 //! for [`REPEATED_PERCENT`] of its responses, and requests around purges and faults do not count. Large objects do

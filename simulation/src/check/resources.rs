@@ -2,7 +2,7 @@
 
 use super::{CheckContext, Checker, Findings};
 use crate::journal::{Micros, NodeId};
-use serde::Deserialize;
+use crate::plan::tolerance::Limits;
 
 /// The resource usage of a node's process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,23 +17,6 @@ pub struct Sample {
     pub files: u64,
     /// CPU time used so far, in milliseconds.
     pub cpu_ms: u64,
-}
-
-/// The maximum resource usage of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Resident memory in MiB.
-    pub memory_mib: u64,
-    /// Open files.
-    pub files: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        // A memory cache of 64 MiB, buffers, and the overhead of a debug build.
-        Limits { memory_mib: 512, files: 2048 }
-    }
 }
 
 /// Checks resource usage; see the module documentation.

@@ -1,6 +1,6 @@
 //! Nodes of other regions leave the origins to the shield region.
 //!
-//! It is checked at the end, from the requests that the origins recorded: those for responses that can be stored. A few
+//! The promise is checked at the end, from the requests that the origins recorded: those for responses that can be stored. A few
 //! are right, because a shield that is late by its deadline is passed over, and those during a fault do not count.
 
 use super::{CheckContext, Checker, Findings};

@@ -1,6 +1,6 @@
 //! The configuration file of each node.
 //!
-//! It is generated, or made from the user's own `edge.toml`, in which `${name}` and others are replaced
+//! The configuration is generated, or made from the user's own `edge.toml`, in which `${name}` and others are replaced
 //! by values of the run (see [`EdgeConfig::replacements`]).
 //!
 //! Nodes ask each other only if they have the same sites and pools. Each node has links of its own to the origins,

@@ -91,7 +91,7 @@ impl NodeSpec {
 /// Finds the `skerry` binary: `SKERRY_BINARY`, or the one in the folder of this program.
 ///
 /// # Errors
-/// There is none, with the command that builds it.
+/// No binary is there; the message has the command that builds it.
 pub fn find_binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("SKERRY_BINARY") {
         // Nodes run in other folders, so a relative path would not work there.

@@ -126,9 +126,9 @@ impl Process {
 /// How a process was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Termination {
-    /// It exited after SIGTERM.
+    /// The process exited after SIGTERM.
     Graceful,
-    /// It was killed after the time limit.
+    /// The process was killed after the time limit.
     Killed,
 }
 

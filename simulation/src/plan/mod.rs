@@ -7,6 +7,7 @@ pub mod object;
 pub mod place;
 pub mod scenario;
 pub mod seed;
+pub mod tolerance;
 
 use crate::client::Protocol;
 use crate::journal::{Micros, SECOND, Scope};

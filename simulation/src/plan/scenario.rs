@@ -3,10 +3,10 @@
 //! Times are percentages of the run's duration, so that one file fits short and long runs. A
 //! scenario cannot select checks; it can only state which client errors are expected.
 
-use crate::check::{Excuse, Limits};
 use crate::plan::fault::FaultSpec;
 use crate::plan::object::Mix;
 use crate::plan::place::{REGIONS, region_by_name};
+use crate::plan::tolerance::{Excuse, Limits};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::path::Path;
@@ -222,7 +222,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 21] = [
+pub const BUILT_IN: [(&str, &str); 22] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -240,6 +240,7 @@ pub const BUILT_IN: [(&str, &str); 21] = [
     ("broken-bodies", include_str!("../../scenarios/broken-bodies.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
     ("canary", include_str!("../../scenarios/canary.toml")),
+    ("dns", include_str!("../../scenarios/dns.toml")),
     ("dns-failover", include_str!("../../scenarios/dns-failover.toml")),
     ("whole-cdn", include_str!("../../scenarios/whole-cdn.toml")),
     ("changing-objects", include_str!("../../scenarios/changing-objects.toml")),

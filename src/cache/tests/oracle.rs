@@ -48,7 +48,7 @@ const ALLOWED: [Difference; 12] = [
         matches!(case.status, 500 | 503 | 403 | 206)
     }),
     ("RFC 8246 §2: immutable gives no lifetime", |case| case.says("immutable")),
-    // It takes any directive that is said twice with two values for must-revalidate, which lets
+    // The crate takes any directive that is given twice with two values for must-revalidate, which lets
     // a response to Authorization be shared.
     ("RFC 9111 §5.2.3: an unknown directive is ignored, said twice too", |case| {
         case.authorized && case.control.join(",").matches("ext").count() > 1

@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, StatusCode};
 use crate::fields::Fields;
 
 use super::super::range::RangeLimits;
+use super::super::settings::StalePolicy;
 use super::super::stored::tests::{headers, now};
 use super::super::vary::{Variant, VaryList};
 use super::super::*;
@@ -130,6 +131,32 @@ fn cc_freshness() {
 }
 
 #[test]
+fn the_stale_windows_of_the_site_hold_for_responses_with_a_lifetime() {
+    let hour = Duration::from_secs(3600);
+    for stale in [
+        StalePolicy { while_revalidate: hour, ..StalePolicy::default() },
+        StalePolicy { if_error: hour, ..StalePolicy::default() },
+    ] {
+        let settings = || Settings { stale: stale.clone(), ..Settings::default() };
+        let check = |response: &[(&str, &str)], expected| {
+            let scenario = Scenario { response, settings: settings(), ..Scenario::default() };
+            assert_eq!(scenario.play(), expected, "{response:?} {stale:?}");
+        };
+        let fresh_once = match stale.while_revalidate.is_zero() {
+            true => Second::Validated,
+            false => Second::Cached,
+        };
+        check(&[("cache-control", "max-age=2"), ("etag", "\"a\"")], fresh_once);
+        // Pages of one client, from applications that say nothing or that each use needs the origin.
+        check(&[], Second::NotCached);
+        check(&[("expires", "0")], Second::NotCached);
+        check(&[("cache-control", "max-age=0")], Second::NotCached);
+        check(&[("cache-control", "max-age=0"), ("etag", "\"a\"")], Second::Validated);
+        check(&[("cache-control", "max-age=0, stale-while-revalidate=9")], Second::Cached);
+    }
+}
+
+#[test]
 fn cc_response() {
     for control in ["private, max-age=9", "no-store", "No-StOrE", "max-age=10000, no-store"] {
         check_control(control, Second::NotCached);
@@ -176,7 +203,7 @@ fn statuses() {
         check(status, explicit, Second::Cached);
         check(status, &[("expires", PAST), ("last-modified", PAST)], Second::Validated);
     }
-    for status in [101, 304, 412, 416] {
+    for status in [101, 304, 412, 416, 426, 428, 429, 431, 511] {
         check(status, explicit, Second::NotCached);
     }
     let modified = &[("last-modified", PAST)];
@@ -190,6 +217,13 @@ fn statuses() {
     check(599, &[("cache-control", "max-age=3600, must-understand")], Second::NotCached);
     check(599, &[("cache-control", "max-age=3600, no-store, must-understand")], Second::NotCached);
     check(200, &[("cache-control", "max-age=3600, no-store, must-understand")], Second::Cached);
+    // The query may be too long in the part that the key leaves out.
+    let key = settings::KeyPolicy { query: settings::QueryPolicy::None, ..Default::default() };
+    for (status, expected) in [(414, Second::NotCached), (404, Second::Cached)] {
+        let settings = Settings { key: key.clone(), ..Settings::default() };
+        let scenario = Scenario { status, response: explicit, settings, ..Scenario::default() };
+        assert_eq!(scenario.play(), expected, "{status}");
+    }
 }
 
 #[test]
@@ -253,6 +287,10 @@ fn varying_responses() {
     );
     check("*", &[], &[], Second::NotCached);
     check("foo", &[("foo", "1, 2")], &[("foo", "1"), ("foo", "2")], Second::Cached);
+    // CGI, WSGI and PHP take the first for the second.
+    check("x-foo", &[("x_foo", "1")], &[], Second::NotCached);
+    check("x_foo", &[("x-foo", "1")], &[], Second::NotCached);
+    check("x-foo", &[("x_bar", "1"), ("xx-foo", "1")], &[], Second::Cached);
     let accept = |value| [("accept-language", value)];
     check("accept-language", &accept("en, de"), &accept("de, en"), Second::Cached);
     check("accept-language", &accept("en, de"), &accept("fr;q=0.5, de;q=1.0"), Second::Cached);
@@ -320,7 +358,7 @@ fn partial_responses_are_stored_when_they_keep_their_word() {
 }
 
 #[test]
-fn what_is_held_against_a_key_and_what_is_not() {
+fn some_responses_make_their_key_uncacheable() {
     let remembered = |request: &[(&str, &str)], status, response: &[(&str, &str)]| {
         let key = CacheKey::new("https://e.org/a");
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
@@ -343,6 +381,9 @@ fn what_is_held_against_a_key_and_what_is_not() {
     assert!(remembered(&[], 200, &[("set-cookie", "a=b"), ("cache-control", "max-age=9")]));
     assert!(!remembered(&[], 503, &[("cache-control", "no-store")]));
     assert!(!remembered(&[("cache-control", "no-store")], 200, &[]));
+    for status in [400, 408, 413, 416, 428, 429, 431] {
+        assert!(!remembered(&[], status, &[]), "{status}");
+    }
     let authorized = &[("authorization", "x")];
     assert!(!remembered(authorized, 200, &[("cache-control", "max-age=9")]));
 }

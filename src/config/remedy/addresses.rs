@@ -43,6 +43,23 @@ pub(crate) fn network(value: &DeValue<'_>) -> Remedy {
     is_name.then(|| "names are not looked up here: write addresses".to_owned())
 }
 
+/// An address with a port or a prefix length, or the name of a host.
+pub(crate) fn address(value: &DeValue<'_>) -> Remedy {
+    let DeValue::String(text) = value else { return None };
+    let bare = text.split('/').next()?.trim_matches(['[', ']']);
+    if bare.parse::<IpAddr>().is_ok_and(|address| !address.is_unspecified()) && bare != &**text {
+        return write(bare);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return write(address.ip().to_string());
+    }
+    if let Some(remedy) = several(text) {
+        return Some(remedy);
+    }
+    let is_name = text.contains(|c: char| c.is_ascii_alphabetic()) && !text.contains(':');
+    is_name.then(|| "names are not looked up here: write addresses".to_owned())
+}
+
 /// An address with port that has no address, no port, or a name.
 pub(crate) fn socket(value: &DeValue<'_>) -> Remedy {
     let port = match value {
@@ -77,7 +94,7 @@ pub(crate) fn socket(value: &DeValue<'_>) -> Remedy {
     }
     let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     if inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()) {
-        return Some(format!("add the port, such as \"{text}:443\""));
+        return Some(format!("add the port, as in \"{text}:PORT\""));
     }
     if let Some((address, port)) = bare_ipv6(text) {
         return Some(format!(
@@ -86,8 +103,8 @@ pub(crate) fn socket(value: &DeValue<'_>) -> Remedy {
     }
     if text.parse::<IpAddr>().is_ok() {
         let example =
-            if text.contains(':') { format!("[{text}]:443") } else { format!("{text}:443") };
-        return Some(format!("add the port, such as {example:?}"));
+            if text.contains(':') { format!("[{text}]:PORT") } else { format!("{text}:PORT") };
+        return Some(format!("add the port, as in {example:?}"));
     }
     let (host, port) = text.rsplit_once(':')?;
     if let Ok(address) = host.parse::<IpAddr>() {
@@ -125,6 +142,12 @@ pub(crate) fn host(value: &DeValue<'_>) -> Remedy {
                 .to_owned(),
         );
     }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return write(format!("[{text}]"));
+    }
+    if let Some(remedy) = label(text) {
+        return Some(remedy);
+    }
     let rest = text.split_once("://").map_or(&**text, |(_, rest)| rest);
     let name = rest.split(['/', '?', '#']).next()?;
     let name = name.rsplit_once(':').map_or(name, |(name, _)| name).trim_end_matches('.');
@@ -138,6 +161,24 @@ pub(crate) fn host(value: &DeValue<'_>) -> Remedy {
         !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     (name != **text && { labels }.all(is_label)).then(|| write(name))?
+}
+
+/// A host name one of whose labels no name can have, or an address that is none.
+fn label(name: &str) -> Remedy {
+    let labels = || name.split('.').map(|label| label.trim_start_matches('*'));
+    if let Some(label) = labels().find(|label| label.starts_with('-') || label.ends_with('-')) {
+        return Some(format!(
+            "{label:?} begins or ends with \"-\", and no part of a host name does"
+        ));
+    }
+    if labels().any(|label| label.len() > 63) {
+        return Some("a part of a host name has at most 63 characters".to_owned());
+    }
+    let is_number = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_digit());
+    labels().next_back().is_some_and(is_number).then(|| {
+        "a name that ends in a number is an IPv4 address, which has four numbers from 0 to 255"
+            .to_owned()
+    })
 }
 
 /// The URL of an origin without scheme, with a path, or with an impossible port.
@@ -158,13 +199,18 @@ pub(crate) fn origin(value: &DeValue<'_>) -> Remedy {
         return Some(remedy);
     }
     let Some((scheme, rest)) = text.split_once("://") else {
-        let is_plain = text.ends_with(":80") || text.ends_with(":8080");
-        let scheme = if is_plain { "http" } else { "https" };
-        let host = text.split('/').next()?;
-        return (!host.is_empty() && !host.contains(' '))
-            .then(|| write(format!("{scheme}://{host}")))?;
+        if text.parse::<Ipv6Addr>().is_ok() {
+            return write(format!("http://[{text}]"));
+        }
+        let authority = text.split('/').next()?;
+        let scheme = likely_scheme(authority);
+        return (!authority.is_empty() && !authority.contains(' '))
+            .then(|| write(format!("{scheme}://{authority}")))?;
     };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if authority.is_empty() {
+        return Some(format!("the host is missing: write \"{scheme}://origin.example\""));
+    }
     if let Some((_, port)) = authority.rsplit_once(':').filter(|(host, _)| !host.ends_with(':'))
         && !port.ends_with(']')
         && port.parse::<u16>().map_or(true, |port| port == 0)
@@ -174,6 +220,10 @@ pub(crate) fn origin(value: &DeValue<'_>) -> Remedy {
     if !["http", "https"].contains(&scheme) {
         return Some("an origin is reached by http or https".to_owned());
     }
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    if let Some(remedy) = label(host).filter(|_| host.parse::<IpAddr>().is_err()) {
+        return Some(remedy);
+    }
     let path = path.trim_end_matches('/');
     match path.is_empty() {
         true if text.ends_with('/') => write(text.trim_end_matches('/')),
@@ -181,6 +231,22 @@ pub(crate) fn origin(value: &DeValue<'_>) -> Remedy {
         false => Some(format!(
             "write \"{scheme}://{authority}\", and add_prefix = \"/{path}\" in the site or rule"
         )),
+    }
+}
+
+/// The scheme of an origin that is written without one. Addresses, `localhost` and names without a dot are servers nearby, which
+/// rarely have a certificate.
+fn likely_scheme(authority: &str) -> &'static str {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (authority, ""),
+    };
+    let is_public = host.contains('.') && host.parse::<Ipv4Addr>().is_err();
+    match port {
+        "443" | "8443" => "https",
+        "80" | "8080" => "http",
+        _ if is_public => "https",
+        _ => "http",
     }
 }
 
@@ -252,6 +318,10 @@ pub(crate) fn redis(value: &DeValue<'_>) -> Remedy {
     }
     let DeValue::String(text) = value else { return None };
     let text = text.trim();
+    if text.contains(['?', ' ']) {
+        // The parser says why.
+        return None;
+    }
     let secret = "a password with special characters is percent-encoded in a URL";
     let Some((scheme, rest)) = text.split_once("://") else {
         let rest = text.split_once(":/").map_or(text, |(_, rest)| rest);
@@ -313,9 +383,9 @@ mod tests {
     #[test]
     fn addresses_and_hosts_are_completed_or_stripped() {
         check(socket, "localhost:80", "write \"127.0.0.1:80\"");
-        check(socket, "9.9.9.9", "add the port, such as \"9.9.9.9:443\"");
+        check(socket, "9.9.9.9", "add the port, as in \"9.9.9.9:PORT\"");
         check(socket, "::1:80", "an IPv6 address with a port has brackets: write \"[::1]:80\"");
-        check(socket, "::1", "add the port, such as \"[::1]:443\"");
+        check(socket, "::1", "add the port, as in \"[::1]:PORT\"");
         check(socket, "$ADDRESS", "write \"${env.ADDRESS}\"");
         check(socket, "1.2.3.4:99999", "a port is a number from 1 to 65535");
         check(redis, "redis:/a:1", "write \"redis://a:1\"");
@@ -333,6 +403,12 @@ mod tests {
         check(host, ".a.example", "write \"*.a.example\"");
         check(host, "a b", "write each by itself: [\"a\", \"b\"]");
         check(origin, "a.example", "write \"https://a.example\"");
+        check(origin, "a.example:8080", "write \"http://a.example:8080\"");
+        check(origin, "127.0.0.1:3000", "write \"http://127.0.0.1:3000\"");
+        check(origin, "localhost:3000", "write \"http://localhost:3000\"");
+        check(origin, "app:8443", "write \"https://app:8443\"");
+        check(origin, "[::1]", "write \"http://[::1]\"");
+        check(origin, "::1", "write \"http://[::1]\"");
         check(origin, "http://a:99999", "a port is a number from 1 to 65535");
         check(origin, "ftp://a", "an origin is reached by http or https");
         check(origin, "https://a/", "write \"https://a\"");

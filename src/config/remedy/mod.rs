@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::mistakes::near;
 use super::values;
-pub(super) use addresses::{host, network, origin, redis, socket, srv_name};
+pub(super) use addresses::{address, host, network, origin, redis, socket, srv_name};
 
 /// Advice for a value, without its leading `; `.
 type Remedy = Option<String>;
@@ -37,6 +37,9 @@ pub(super) fn duration(value: &DeValue<'_>) -> Remedy {
     if number_and_unit(text).is_some_and(|(_, unit)| unit.is_empty()) {
         return Some(without_unit(text));
     }
+    if number_and_unit(text).is_some_and(|(days, unit)| unit == "d" && days > 36_500.0) {
+        return Some("a duration is at most a century, \"36500d\"".to_owned());
+    }
     // ISO 8601 writes five minutes as PT5M.
     let ms = milliseconds(lower.strip_prefix("pt").unwrap_or(&lower))?;
     if ms.fract() != 0.0 || ms > 1e15 {
@@ -58,6 +61,7 @@ fn milliseconds(text: &str) -> Option<f64> {
         "h" | "hr" | "hour" => 3_600e3,
         "d" | "day" => 86_400e3,
         "w" | "week" => 604_800e3,
+        "y" | "yr" | "year" => 365.0 * 86_400e3,
         _ => return None,
     };
     let rest = rest.trim_start();
@@ -205,7 +209,27 @@ pub(super) fn braces(text: &str) -> Option<Vec<String>> {
 /// A field's name with its colon, or with its value.
 pub(super) fn field_name(value: &DeValue<'_>) -> Remedy {
     let DeValue::String(text) = value else { return None };
+    if text.contains('*') {
+        return Some("names of fields have no wildcards: list each name".to_owned());
+    }
     field_of(text).map(|(name, _)| format!("write {name:?}"))
+}
+
+/// A cookie with its value.
+pub(super) fn cookie(value: &DeValue<'_>) -> Remedy {
+    let DeValue::String(text) = value else { return None };
+    let (name, _) = text.split_once('=').filter(|(name, _)| !name.contains(';'))?;
+    write(name.trim())
+}
+
+/// A cookie with its value, or several cookies.
+pub(super) fn cookies(value: &DeValue<'_>) -> Remedy {
+    let DeValue::String(text) = value else { return None };
+    if let Some(remedy) = cookie(value) {
+        return Some(remedy);
+    }
+    let names = text.split([';', ',', ' ']).filter(|name| !name.is_empty());
+    several(&names.collect::<Vec<_>>().join(" "))
 }
 
 /// The name and the value in `Name: value`.
@@ -384,6 +408,14 @@ pub(super) fn table(option: &str, value: &DeValue<'_>) -> Remedy {
             "write { 404 = \"10s\", \"500-599\" = \"1s\" }, or set fixed for all statuses"
                 .to_owned(),
         );
+    }
+    let is_off = match value {
+        DeValue::Boolean(is_on) => !is_on,
+        DeValue::String(text) => ["off", "none", "no", "false"].contains(&&**text),
+        _ => false,
+    };
+    if name == "cache" && is_off {
+        return Some("write cache.enabled = false".to_owned());
     }
     if let ("compression", DeValue::Boolean(is_on)) = (name, value) {
         return Some(match is_on {

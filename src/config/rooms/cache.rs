@@ -3,40 +3,24 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use http::StatusCode;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::super::names::{CookieName, CookiePattern, ParameterPattern};
 use super::super::reader::{Reader, Section};
 use super::super::remedy;
-use super::super::values::{Value, text};
-use crate::cache;
-use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
+use super::super::values::{Value, text_or};
+use crate::cache::settings::{
+    Honoured, KeyPolicy, Lifetimes, QueryPolicy, SetCookie, StalePolicy, TargetedField,
+};
+use crate::cache::{self, statuses};
 
 pub(crate) fn read_cache(section: &Section<'_>, cache: &mut cache::Settings) {
     section.read("enabled", &mut cache.enabled);
     read_cache_key(&section.section("key"), &mut cache.key);
-
-    let lifetimes = section.section("lifetimes");
-    lifetimes.read("respect_origin", &mut cache.lifetimes.respect_origin);
-    lifetimes.read("fixed", &mut cache.lifetimes.fixed);
-    let by_status = read_by_status(&lifetimes.section("by_status"));
-    if !by_status.is_empty() {
-        cache.lifetimes.by_status = by_status;
-    }
-    lifetimes.read_within("heuristic_fraction", &mut cache.lifetimes.heuristic_fraction, 0.0..=1.0);
-    lifetimes.read("heuristic_max", &mut cache.lifetimes.heuristic_max);
-    lifetimes.read("lifetime_max", &mut cache.lifetimes.lifetime_max);
-
-    let stale = section.section("stale");
-    stale.read("while_revalidate", &mut cache.stale.while_revalidate);
-    stale.read("if_error", &mut cache.stale.if_error);
-    stale.read("soft_deadline", &mut cache.stale.soft_deadline);
-    if cache.stale.soft_deadline.is_some_and(|deadline| deadline.is_zero()) {
-        let remedy = "set while_revalidate to serve stale responses at once";
-        stale.mistake("soft_deadline", format!("expected more than 0s, found 0s: {remedy}"));
-    }
-    stale.read("despite_s_maxage", &mut cache.stale.despite_s_maxage);
-
+    read_lifetimes(&section.section("lifetimes"), &mut cache.lifetimes);
+    read_stale(&section.section("stale"), &mut cache.stale);
     let mut honoured = HonouredList(cache.honoured);
     section.read("honour", &mut honoured);
     cache.honoured = honoured.0;
@@ -48,7 +32,10 @@ pub(crate) fn read_cache(section: &Section<'_>, cache: &mut cache::Settings) {
     let mut targeted: Vec<Targeted> = cache.targeted.iter().cloned().map(Targeted).collect();
     section.read("targeted", &mut targeted);
     cache.targeted = targeted.into_iter().map(|field| field.0).collect();
-    section.read("bypass_cookies", &mut cache.bypass.cookies);
+    let cookies = cache.bypass.cookies.iter().cloned();
+    let mut cookies: Vec<CookiePattern> = cookies.map(CookiePattern).collect();
+    section.read("bypass_cookies", &mut cookies);
+    cache.bypass.cookies = cookies.into_iter().map(|cookie| cookie.0).collect();
     section.read("bypass_headers", &mut cache.bypass.headers);
     section.read_within("variants_max", &mut cache.variants_max, 1..=10_000);
     section.read("select_language", &mut cache.select_language);
@@ -70,6 +57,37 @@ pub(crate) fn read_cache(section: &Section<'_>, cache: &mut cache::Settings) {
     ranges.read_size("gap_max", &mut cache.ranges.gap_bytes_max);
 }
 
+fn read_lifetimes(section: &Section<'_>, lifetimes: &mut Lifetimes) {
+    section.read("respect_origin", &mut lifetimes.respect_origin);
+    section.read("fixed", &mut lifetimes.fixed);
+    let by_status = read_by_status(&section.section("by_status"));
+    if !by_status.is_empty() {
+        lifetimes.by_status = by_status;
+    }
+    section.read_within("heuristic_fraction", &mut lifetimes.heuristic_fraction, 0.0..=1.0);
+    section.read("heuristic_max", &mut lifetimes.heuristic_max);
+    section.read("lifetime_max", &mut lifetimes.lifetime_max);
+    let (fixed, max) = (lifetimes.fixed, lifetimes.lifetime_max);
+    if let Some(fixed) = fixed.filter(|fixed| section.has("fixed") && *fixed > max) {
+        let (fixed, max) = (fixed.shown(), max.shown());
+        section.mistake(
+            "fixed",
+            format!("expected at most \"lifetime_max\", which is {max}, found {fixed}"),
+        );
+    }
+}
+
+fn read_stale(section: &Section<'_>, stale: &mut StalePolicy) {
+    section.read("while_revalidate", &mut stale.while_revalidate);
+    section.read("if_error", &mut stale.if_error);
+    section.read("soft_deadline", &mut stale.soft_deadline);
+    if stale.soft_deadline.is_some_and(|deadline| deadline.is_zero()) {
+        let remedy = "set while_revalidate to serve stale responses at once";
+        section.mistake("soft_deadline", format!("expected more than 0s, found 0s: {remedy}"));
+    }
+    section.read("despite_s_maxage", &mut stale.despite_s_maxage);
+}
+
 /// Whether a tag can be purged: the admin API takes any text, and fields part tags by spaces and commas.
 fn is_tag(tag: &str) -> bool {
     !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
@@ -81,11 +99,11 @@ fn read_cache_key(section: &Section<'_>, key: &mut KeyPolicy) {
         &mut key.query,
         &[("all", QueryPolicy::All), ("none", QueryPolicy::None)],
     );
-    let (mut only, mut except) = (Vec::new(), Vec::new());
+    let (mut only, mut except) = (Vec::<ParameterPattern>::new(), Vec::<ParameterPattern>::new());
     let named = [section.read("query_only", &mut only), section.read("query_except", &mut except)];
     match named {
-        [true, false] => key.query = QueryPolicy::Only(only),
-        [false, true] => key.query = QueryPolicy::Except(except),
+        [true, false] => key.query = QueryPolicy::Only(texts(only)),
+        [false, true] => key.query = QueryPolicy::Except(texts(except)),
         _ => {}
     }
     let written = [section.has("query"), named[0], named[1]];
@@ -95,7 +113,13 @@ fn read_cache_key(section: &Section<'_>, key: &mut KeyPolicy) {
     }
     section.read("sort_query", &mut key.sort_query);
     section.read("headers", &mut key.headers);
-    section.read("cookies", &mut key.cookies);
+    let mut cookies: Vec<CookieName> = key.cookies.iter().cloned().map(CookieName).collect();
+    section.read("cookies", &mut cookies);
+    key.cookies = cookies.into_iter().map(|cookie| cookie.0).collect();
+}
+
+fn texts(names: Vec<ParameterPattern>) -> Vec<Box<str>> {
+    names.into_iter().map(|name| name.0).collect()
 }
 
 /// `{ 404 = "10s", 500-599 = "1s" }`; narrow ranges before wide ones.
@@ -105,6 +129,11 @@ fn read_by_status(section: &Section<'_>) -> Vec<(RangeInclusive<u16>, Duration)>
         let (low, high) = key.split_once('-').unwrap_or((key, key));
         let status = |text: &str| text.parse().ok().filter(|status| (200..600).contains(status));
         match (status(low), status(high)) {
+            (Some(low), Some(high)) if low == high && is_never_stored(low) => {
+                let message =
+                    format!("expected a status that may be stored, found {key:?}; remove it");
+                section.reader.mistake(&span, message);
+            }
             (Some(low), Some(high)) if low <= high => {
                 let lifetime = Duration::read(value, section.reader);
                 lifetimes.extend(lifetime.map(|lifetime| (low..=high, lifetime)));
@@ -122,6 +151,10 @@ fn read_by_status(section: &Section<'_>) -> Vec<(RangeInclusive<u16>, Duration)>
     lifetimes.sort_by_key(|(codes, _)| codes.end() - codes.start());
     section.record("", &lifetimes);
     lifetimes
+}
+
+fn is_never_stored(status: u16) -> bool {
+    StatusCode::from_u16(status).is_ok_and(statuses::is_never_stored)
 }
 
 /// `"all"`, `"none"` or a list of directives.
@@ -167,9 +200,8 @@ impl Value for Directive {
             "stale-if-error",
         ];
         let expected = format!("\"all\", \"none\" or some of {}", KNOWN.join(", "));
-        text(value, reader, &expected, |text| {
-            KNOWN.into_iter().find(|known| *known == text).map(Self)
-        })
+        let parse = |text: &str| KNOWN.into_iter().find(|known| *known == text).map(Self);
+        text_or(value, reader, &expected, parse, |value| remedy::word(value, KNOWN))
     }
 }
 

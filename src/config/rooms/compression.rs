@@ -12,6 +12,12 @@ pub(crate) fn read_compression(section: &Section<'_>, compression: &mut transfor
     let mut codings: Vec<Coding> = compression.codings.iter().cloned().map(Coding).collect();
     section.read("codings", &mut codings);
     compression.codings = codings.into_iter().map(|coding| coding.0).collect();
+    let codings: Vec<_> = compression.codings.iter().map(|level| level.coding()).collect();
+    let is_again = |at: &usize| codings[..*at].contains(&codings[*at]);
+    if let Some(at) = (0..codings.len()).find(is_again) {
+        let name = codings[at].as_str();
+        section.mistake("codings", format!("coding {name:?} is listed twice: list it once"));
+    }
     let mut hot: Vec<HotCoding> = compression.hot_codings.iter().copied().map(HotCoding).collect();
     section.read("hot_codings", &mut hot);
     compression.hot_codings = hot.into_iter().map(|coding| coding.0).collect();
@@ -81,6 +87,9 @@ fn read_level(
         Some((name.parse::<transform::Coding>().ok()?, level))
     };
     let remedy = |value: &DeValue<'_>| {
+        if found_text(value) == Some("none") {
+            return Some("write [] to compress nothing".to_owned());
+        }
         let several = found_text(value).and_then(remedy::several);
         several.or_else(|| remedy::word(value, ["zstd", "br", "gzip"]))
     };

@@ -9,8 +9,8 @@ use super::super::reader::{Reader, Section};
 use super::super::remedy;
 use super::super::values::{Value, text_or};
 use super::log::check_log_path;
-use crate::control;
-use crate::control::bus::{RedisUrl, SilenceAction};
+use crate::bus::{RedisUrl, SilenceAction};
+use crate::{bus, control};
 
 pub(crate) fn read_admin(section: &Section<'_>, admin: &mut control::admin::Settings) {
     section.read("address", &mut admin.address);
@@ -62,13 +62,17 @@ pub(crate) const SILENCES: [(&str, SilenceAction); 3] = [
     ("drain", SilenceAction::Drain),
 ];
 
-pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
+pub(crate) fn read_bus(section: &Section<'_>, bus: &mut bus::Settings) {
     section.read("redis", &mut bus.redis);
     for (name, file) in [("password_file", &mut bus.password_file), ("ca_file", &mut bus.ca_file)] {
         let mut path = PathBuf::new();
         if section.read_file(name, &mut path) {
             *file = Some(path);
         }
+    }
+    if bus.password_file.is_some() && bus.redis.as_ref().is_some_and(RedisUrl::has_password) {
+        let message = "\"redis\" has a password, too: remove it from the URL";
+        section.mistake("password_file", message);
     }
     for (name, why) in bus.file_mistakes() {
         section.mistake_in_file(name, why);
@@ -91,6 +95,10 @@ pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) 
     section.read_above_zero("reconnect_pause_max", &mut bus.reconnect_pause_max, "");
     section.read_size_within("record_bytes_max", &mut bus.record_bytes_max, 64 << 10..=64 << 20);
     section.read_within("remembered_max", &mut bus.remembered_max, 1000..=10_000_000);
+    if bus.retention < bus.silence_max {
+        let (retention, silence_max) = (bus.retention.shown(), bus.silence_max.shown());
+        section.warn("retention", format!("retention: a node that does not read the stream for {retention}, as during a restart, validates everything that it has stored: choose more than the longest outage, and at least \"silence_max\" ({silence_max})"));
+    }
     for (name, limit) in [("silence_max", bus.silence_max), ("member_kept", bus.member_kept)] {
         let found = limit.shown();
         if limit < 3 * bus.heartbeat {

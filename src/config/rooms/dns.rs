@@ -9,13 +9,15 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::mistakes::suggestion;
+use super::super::names::{PLAIN_NAME, check_plain_name, is_host_name, is_plain_name};
 use super::super::reader::{Reader, Section};
-use super::super::values::{Value, text};
+use super::super::remedy;
+use super::super::values::{Value, text_or};
 use super::log::check_log_path;
 use super::node::{NodeSettings, read_coordinates};
 use crate::dns::{
     self, ADDRESSES_MAX, Catalog, EdgeNode, EdgeSettings, EdgeState, NODES_MAX, NSID_MAX,
-    REGIONS_MAX, RegionByClient, RegionPolicy, ServerSettings, WEIGHT_MAX, ZoneSettings,
+    REGIONS_MAX, RegionByClient, RegionPolicy, ServerSettings, WEIGHT_MAX, ZonePart, ZoneSettings,
 };
 
 /// Reads the tables in `[dns]`. `has_fleet`: nodes come from the table of the fleet, too.
@@ -50,7 +52,7 @@ fn read_server(section: &Section<'_>, server: &mut ServerSettings, node: &NodeSe
     section.read_within("tcp_idle", &mut server.tcp_idle, SECOND..=MINUTE);
     server.nsid.clone_from(&node.name);
     section.read("nsid", &mut server.nsid);
-    if server.nsid.len() > NSID_MAX {
+    if section.has("nsid") && server.nsid.len() > NSID_MAX {
         section.mistake("nsid", format!("expected at most {NSID_MAX} bytes"));
     }
     section.read("rate_per_second", &mut server.rate_per_second);
@@ -91,13 +93,15 @@ fn read_edge_node(name: &str, section: &Section<'_>) -> EdgeNode {
         load: 0.0,
         state: EdgeState::Ready,
     };
-    if !section.read("region", &mut node.region) {
+    if section.read("region", &mut node.region) {
+        check_plain_name(section, "region", &node.region);
+    } else {
         section.mistake("region", "the node has no \"region\", such as region = \"eu\"");
     }
     let mut addresses: Vec<NodeAddress> = Vec::new();
     section.read("addresses", &mut addresses);
     node.addresses = addresses.into_iter().map(|address| address.0).collect();
-    if node.addresses.is_empty() && !section.has("addresses") {
+    if node.addresses.is_empty() && !section.has_items("addresses") {
         section.mistake(
             "addresses",
             "the node has no \"addresses\", such as addresses = [\"192.0.2.1\"]",
@@ -128,6 +132,16 @@ fn read_zone(name: &str, section: &Section<'_>, nodes: &KnownNodes) -> ZoneSetti
         );
     }
     section.read("contact", &mut zone.contact);
+    if zone
+        .contact
+        .split_once('@')
+        .is_none_or(|(name, host)| name.is_empty() || !is_host_name(host))
+    {
+        let found = &zone.contact;
+        let message =
+            format!("expected a mail address such as \"hostmaster@example.org\", found {found:?}");
+        section.mistake("contact", message);
+    }
     read_ttl(section, "ttl", &mut zone.ttl);
     read_ttl(section, "negative_ttl", &mut zone.negative_ttl);
     section.read("serial", &mut zone.serial);
@@ -166,6 +180,14 @@ fn read_edge(
     zone: &ZoneSettings,
     nodes: &KnownNodes,
 ) -> Option<EdgeSettings> {
+    let short = below_zone(name, &zone.name);
+    if let Some(short) = short {
+        let message = format!(
+            "a name in \"edges\" is below the zone, so that this one ends in {0:?} twice: write {short:?} for {name:?}",
+            zone.name
+        );
+        section.mistake("", message);
+    }
     let full = if name == "@" { zone.name.clone() } else { format!("{name}.{}", zone.name) };
     let wire = dns::wire_name(&full);
     let mut edge = EdgeSettings {
@@ -180,6 +202,10 @@ fn read_edge(
         https: true,
     };
     read_ttl(section, "ttl", &mut edge.ttl);
+    if edge.ttl == 0 {
+        let message = "expected 1s to 7d, found 0s: resolvers would ask for each connection of each client; the default is 30s";
+        section.mistake("ttl", message);
+    }
     section.read_within("addresses_max", &mut edge.addresses_max, 1..=ADDRESSES_MAX);
     section.choice("policy", &mut edge.policy, &RegionPolicy::ALL);
     section.read("regions", &mut edge.regions);
@@ -194,6 +220,9 @@ fn read_edge(
     edge.load_max = load_max as f32;
     section.read("https", &mut edge.https);
     edge.weights = read_weights(&section.section("weights"), nodes);
+    if !edge.weights.is_empty() && edge.weights.iter().all(|(_, weight)| *weight == 0) {
+        section.mistake("weights", "all weights are 0: give at least one region a weight");
+    }
     if !edge.weights.is_empty() && edge.policy != RegionPolicy::Weighted {
         section.mistake("weights", "\"weights\" has no effect without policy = \"weighted\"");
     }
@@ -201,12 +230,31 @@ fn read_edge(
     if edge.policy == RegionPolicy::Nearest {
         check_places(section, &edge, nodes);
     }
+    if name != "*" && name.trim_start_matches("*.").contains('*') {
+        let message = format!(
+            "{name:?}: \"*\" stands only at the beginning, for all labels before a name (RFC 4592 §2.1.1): no query has this name"
+        );
+        section.mistake("", message);
+    }
     match wire {
         Ok(_) => Some(edge),
+        Err(_) if short.is_some() => None,
         Err(why) => {
             section.mistake("", format!("{name:?} is no name in the zone: {why}"));
             None
         }
+    }
+}
+
+/// The name without the zone, if it is an absolute name in it.
+fn below_zone<'a>(name: &'a str, zone: &str) -> Option<&'a str> {
+    let name = name.trim_end_matches('.');
+    let start = name.len().checked_sub(zone.len())?;
+    let (short, end) = (name.get(..start)?, name.get(start..)?);
+    match (short.strip_suffix('.'), short) {
+        _ if !end.eq_ignore_ascii_case(zone) => None,
+        (_, "") => Some("@"),
+        (short, _) => short,
     }
 }
 
@@ -266,6 +314,9 @@ impl KnownNodes {
     }
 
     fn check_region(&self, region: &str) -> Result<(), String> {
+        if !is_plain_name(region) {
+            return Err(format!("expected {PLAIN_NAME}, found {region:?}"));
+        }
         if self.has_fleet || self.regions.iter().any(|(known, _)| **known == *region) {
             return Ok(());
         }
@@ -298,12 +349,14 @@ fn check_places(section: &Section<'_>, edge: &EdgeSettings, nodes: &KnownNodes) 
 fn check_zones(sections: &[(String, Section<'_>)], zones: &[ZoneSettings]) {
     for mistake in Catalog::build(zones).err().unwrap_or_default() {
         let (section, zone) = (&sections[mistake.zone].1, &zones[mistake.zone]);
-        match mistake.record {
-            Some(at) => {
+        match mistake.part {
+            ZonePart::Record(at) => {
                 let line = &zone.records[at].text;
                 section.mistake("records", format!("{line}: {}", mistake.message));
             }
-            None => section.mistake("name_servers", mistake.message),
+            // All edges could be read, so that none is missing in the settings.
+            ZonePart::Edge(at) => section.named("edges")[at].1.mistake("", mistake.message),
+            ZonePart::Whole => section.mistake("name_servers", mistake.message),
         }
     }
 }
@@ -339,7 +392,12 @@ struct NodeAddress(IpAddr);
 impl Value for NodeAddress {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "an IP address of the node, such as \"192.0.2.1\" or \"2001:db8::1\"";
-        text(value, reader, expected, |text| text.parse().ok().map(Self))
+        let is_reachable = |address: &IpAddr| !address.is_unspecified() && !address.is_multicast();
+        // An IPv4 address mapped into IPv6 is no address that clients can connect to.
+        let parse = |text: &str| {
+            text.parse().ok().map(|it: IpAddr| it.to_canonical()).filter(is_reachable).map(Self)
+        };
+        text_or(value, reader, expected, parse, remedy::address)
     }
 }
 

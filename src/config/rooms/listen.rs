@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::super::reader::Section;
 use super::super::values::Size;
 use crate::clock::Clock;
+use crate::fields::TARGET_BYTES_MAX;
 use crate::listen::{
     self, CertificateFiles, Limits, Listener, TicketKeys, TlsError, TlsSettings, TlsVersion,
     Transport,
@@ -36,9 +37,32 @@ pub(crate) fn read_listeners(root: &Section<'_>) -> Vec<Listener> {
                 ),
             );
         }
+        if listeners.iter().any(|other| other.name == listener.name) && section.has("name") {
+            let name = &listener.name;
+            section.mistake(
+                "name",
+                format!("two listeners have the name {name:?}: choose another one"),
+            );
+        }
+        if let Some(advice) = advice_on_port(&listener) {
+            section.warn("address", advice);
+        }
         listeners.push(listener);
     }
     listeners
+}
+
+/// Browsers speak TLS at port 443, and none at port 80.
+fn advice_on_port(listener: &Listener) -> Option<String> {
+    match (listener.address.port(), listener.transport) {
+        (443, Transport::Plain) => {
+            Some("browsers expect TLS at port 443: set tls = true".to_owned())
+        }
+        (80, Transport::Tls) => {
+            Some("browsers expect no TLS at port 80: remove \"tls\", or write port 443".to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// Returns the names of all certificates in files.
@@ -151,9 +175,13 @@ pub(crate) fn read_limits(section: &Section<'_>, limits: &mut Limits) {
     );
     section.read_within("handshakes_max", &mut limits.handshakes_max, 1..);
     section.read("requests_per_connection_max", &mut limits.requests_per_connection_max);
+    if limits.requests_per_connection_max == Some(0) {
+        let message = "expected at least 1, found 0: write \"none\" for no limit";
+        section.mistake("requests_per_connection_max", message);
+    }
     section.read_size_within("header_bytes_max", &mut limits.header_bytes_max, 8 << 10..=1 << 20);
     section.read_within("headers_max", &mut limits.headers_max, 8..=1000);
-    section.read_size_within("uri_bytes_max", &mut limits.uri_bytes_max, 256..=65_534);
+    section.read_size_within("uri_bytes_max", &mut limits.uri_bytes_max, 256..=TARGET_BYTES_MAX);
     section.read_above_zero("handshake_timeout", &mut limits.handshake_timeout, "");
     section.read_above_zero("header_timeout", &mut limits.header_timeout, "");
     let each = "set requests_per_connection_max = 1 to close each connection after its response";

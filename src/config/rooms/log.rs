@@ -51,12 +51,19 @@ impl Value for Access {
             reader,
             expected,
             |text| {
-                let is_target = text != "stderr" && remedy::file(value.get_ref()).is_none();
+                let is_target = !["stderr", "on", "true", "false", "none"].contains(&text)
+                    && remedy::file(value.get_ref()).is_none();
                 is_target.then(|| text.to_owned())
             },
             |value| match value {
                 DeValue::Boolean(true) => Some("write \"stdout\"".to_owned()),
                 DeValue::Boolean(false) => Some("write \"off\"".to_owned()),
+                DeValue::String(text) if ["on", "true"].contains(&&**text) => {
+                    Some("write \"stdout\"".to_owned())
+                }
+                DeValue::String(text) if ["false", "none"].contains(&&**text) => {
+                    Some("write \"off\"".to_owned())
+                }
                 DeValue::String(text) if &**text == "stderr" => {
                     Some("write \"stdout\": standard error has the error log".to_owned())
                 }

@@ -22,7 +22,7 @@ pub(super) use guard::{read_geo, read_guard};
 pub(super) use listen::{read_limits, read_listeners, read_tls};
 pub(super) use log::read_log;
 pub use node::NodeSettings;
-pub(super) use node::{PLAIN_NAME, WORKERS_MAX, is_plain_name, read_node};
+pub(super) use node::{WORKERS_MAX, read_node};
 pub(super) use peers::{check_peers, read_peers};
 pub(crate) use probes::ProbeSettings;
 pub(super) use probes::read_probes;

@@ -8,6 +8,7 @@ use geo::Coordinates;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::super::names::{check_plain_name, is_plain_name};
 use super::super::reader::{Reader, Section};
 use super::super::values::Value;
 use crate::fleet::{ADDRESSES_MAX, WEIGHT_MAX};
@@ -17,7 +18,7 @@ use crate::fleet::{ADDRESSES_MAX, WEIGHT_MAX};
 pub struct NodeSettings {
     /// Name in receipts, logs and metrics. Default: the host name.
     pub name: String,
-    /// Region, free text.
+    /// Name of the region; empty: none.
     pub region: String,
     /// Where it is, for pools that choose origins by distance, and for the fleet.
     pub coordinates: Option<Coordinates>,
@@ -55,12 +56,17 @@ impl Default for NodeSettings {
 
 pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
-    if !is_plain_name(&node.name) {
-        section.mistake("name", format!("expected {PLAIN_NAME}, found {:?}", node.name));
-    }
+    check_plain_name(section, "name", &node.name);
     section.read("region", &mut node.region);
+    if !node.region.is_empty() {
+        check_plain_name(section, "region", &node.region);
+    }
     node.coordinates = read_coordinates(section);
     section.read("addresses", &mut node.addresses);
+    for address in &mut node.addresses {
+        // An IPv4 address mapped into IPv6 is no address that clients can connect to.
+        *address = address.to_canonical();
+    }
     if node.addresses.len() > ADDRESSES_MAX {
         let found = node.addresses.len();
         section.mistake("addresses", format!("expected at most {ADDRESSES_MAX}, found {found}"));
@@ -73,6 +79,9 @@ pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
     let mut workers = Workers(node.workers);
     section.read("workers", &mut workers);
     node.workers = workers.0;
+    if let Some(advice) = advice_on_workers(node.workers) {
+        section.warn("workers", advice);
+    }
     section.read("data_directory", &mut node.data_directory);
     if node.data_directory.is_file() {
         let message = "expected the path of a directory, found a file: choose another path";
@@ -142,14 +151,6 @@ pub(crate) fn coordinates(
     }
 }
 
-/// Whether a name needs no quotes in a field, a label or a path.
-pub(crate) fn is_plain_name(name: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_plain)
-}
-
-pub(crate) const PLAIN_NAME: &str = "a name of letters, digits, \"-\", \".\" and \"_\"";
-
 /// `"auto"` (one per core), or a number.
 #[derive(Clone, Copy)]
 struct Workers(usize);
@@ -177,6 +178,19 @@ impl Value for Workers {
         number.map(Self)
     }
 }
+
+/// Advice for more workers than the cores of this machine can keep busy.
+pub(crate) fn advice_on_workers(workers: usize) -> Option<String> {
+    let cores = cores();
+    (workers > WORKERS_PER_CORE_MAX * cores).then(|| {
+        format!(
+            "{workers} workers are too many for this machine, which has {cores} cores: write \"auto\", because each worker takes memory, and more than one per core serve no request sooner"
+        )
+    })
+}
+
+/// More than one worker per core is of no use; a few more do no harm, such as in a container with less CPU time than cores.
+const WORKERS_PER_CORE_MAX: usize = 4;
 
 /// One worker per core that the process may use.
 fn cores() -> usize {

@@ -65,9 +65,12 @@ fn read_static_peers(section: &Section<'_>, peers: &mut peers::Settings) {
             node.mistake("", message);
         }
         let mut address = SocketAddr::from(([0, 0, 0, 0], 0));
+        let before = section.reader.mistake_count();
         if !node.read("address", &mut address) {
             node.missing("address", "the node has no \"address\", such as \"10.0.0.2:9443\"");
-        } else if !is_reachable(address.ip()) || address.port() == 0 {
+        } else if section.reader.mistake_count() == before
+            && (!is_reachable(address.ip()) || address.port() == 0)
+        {
             let expected =
                 "expected the address at which the node answers peers, such as \"10.0.0.2:9443\"";
             node.mistake("address", format!("{expected}, found {address}"));

@@ -9,21 +9,26 @@ use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
-use crate::upstream::{Check, CheckKind, HttpCheck, Origin};
+use crate::upstream::{self, Check, CheckKind, HttpCheck, Origin, PoolDefinition, PoolSettings};
 
 /// The request by which the nodes of other regions are probed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ProbeSettings {
     /// Scheme, host and port of the URL.
     server: Origin,
-    /// The request, and when a node counts as unreachable.
-    pub check: Check,
+    /// The check, which has the request and says when a node counts as unreachable, and TLS.
+    pool: PoolSettings,
 }
 
 impl ProbeSettings {
-    /// The URL's server at one of a node's public addresses.
-    pub(crate) fn server_at(&self, address: IpAddr) -> Origin {
-        Origin { address: Some(address), ..self.server.clone() }
+    /// The name of [`Self::pool_of`] in log lines.
+    pub(crate) const POOL: &str = "nodes of other regions";
+
+    /// A pool whose members are the URL's server at each of these addresses.
+    pub(crate) fn pool_of(&self, addresses: impl Iterator<Item = IpAddr>) -> PoolDefinition {
+        let server = |address| Origin { address: Some(address), ..self.server.clone() };
+        let origins = addresses.map(server).collect();
+        PoolDefinition { settings: self.pool.clone(), origins, sources: Vec::new() }
     }
 }
 
@@ -41,13 +46,19 @@ pub(crate) fn read_probes(section: &Section<'_>, has_bus: bool) -> Option<ProbeS
     }
     section.read_within("rise", &mut check.rise, 1..=100);
     section.read_within("fall", &mut check.fall, 1..=100);
+    let mut pool = PoolSettings::new(ProbeSettings::POOL);
+    section.read("ca_files", &mut pool.tls.ca_files);
+    for (name, error) in upstream::file_mistakes(&pool) {
+        section.mistake_in_file(name, error.to_string());
+    }
     let (server, path) = url.0?;
     if !has_bus {
         let message = "\"url\" has no effect without bus.redis, by which regions know each other's results: set it, or remove \"url\"";
         section.mistake("url", message);
     }
     check.kind = CheckKind::Http(HttpCheck { path, ..http });
-    Some(ProbeSettings { server, check })
+    pool.check = Some(check);
+    Some(ProbeSettings { server, pool })
 }
 
 /// `"https://www.example.org/health"`, or `"none"`.

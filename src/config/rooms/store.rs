@@ -11,8 +11,34 @@ use crate::store::{Admission, Directory, DiskReserve, SiteShare};
 use crate::{fill, purge, store};
 
 /// `disk` without `[[store.directories]]` means one directory below the data directory.
-#[expect(clippy::too_many_lines, reason = "a flat list of options")]
 pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, data: &Path) {
+    read_memory(section, store);
+    let directories = section.list("directories");
+    read_directories(section, &directories, store, data);
+    let mut reserve = Reserve(store.disk_reserve);
+    section.read("disk_reserve", &mut reserve);
+    store.disk_reserve = reserve.0;
+    section.read("preallocate", &mut store.preallocate);
+    section.read_size_within("slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
+    read_object_bytes_max(section, store);
+    let nothing = "set defaults.cache.enabled = false to store nothing";
+    section.read_above_zero("object_age_max", &mut store.object_age_max, nothing);
+    read_shares(section, store);
+    let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
+    section.choice("admission", &mut store.admission, &admission);
+    section.read_size_within("write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
+    section.read_above_zero("disk_deadline", &mut store.disk_deadline, "");
+    section.read_above_zero("disk_retry", &mut store.disk_retry, "");
+    let mistakes = store.mistakes();
+    if mistakes.is_empty() {
+        report_misfits(section, &directories, store);
+    }
+    for (name, mistake) in mistakes {
+        section.mistake(name, mistake);
+    }
+}
+
+fn read_memory(section: &Section<'_>, store: &mut store::Settings) {
     section.read_size("memory", &mut store.memory_bytes);
     if let Some(there) = store::memory_bytes().filter(|there| store.memory_bytes > *there) {
         let (wanted, there) = (store::bytes_text(store.memory_bytes), store::bytes_text(there));
@@ -22,6 +48,15 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
             format!("{wanted} of memory is too much for this machine, which has {there}: {advice}"),
         );
     }
+}
+
+/// Reads `disk` and `[[store.directories]]`, which say the same in two ways.
+fn read_directories(
+    section: &Section<'_>,
+    directories: &[Section<'_>],
+    store: &mut store::Settings,
+    data: &Path,
+) {
     let mut disk = Some(Size(DISK_BYTES));
     let disk_written = section.read("disk", &mut disk);
     if disk == Some(Size(0)) {
@@ -29,21 +64,8 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
         section.mistake("disk", message);
         disk = None;
     }
-    let directories = section.list("directories");
-    for section in &directories {
-        let mut directory = Directory { path: PathBuf::new(), bytes: 0 };
-        if !section.read("path", &mut directory.path) {
-            section.mistake("path", "the directory has no \"path\"");
-        }
-        section.read_size("size", &mut directory.bytes);
-        if !section.has("size") {
-            section.mistake("size", "the directory has no \"size\", such as \"100GiB\"");
-            continue;
-        }
-        if store.directories.iter().any(|other| other.path == directory.path) {
-            section.mistake("path", format!("{} is listed twice", directory.path.display()));
-        }
-        store.directories.push(directory);
+    for section in directories {
+        store.directories.extend(read_directory(section, &store.directories));
     }
     if disk_written && !store.directories.is_empty() {
         section.mistake("disk", "\"disk\" has no effect with [[store.directories]]: set the size of each directory there");
@@ -52,14 +74,49 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
     {
         store.directories.push(Directory { path: data.join("cache"), bytes });
     }
-    let mut reserve = Reserve(store.disk_reserve);
-    section.read("disk_reserve", &mut reserve);
-    store.disk_reserve = reserve.0;
-    section.read("preallocate", &mut store.preallocate);
-    section.read_size_within("slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
+}
+
+/// Reads one of `[[store.directories]]`; `others` are those before it. `None`: it has no size.
+fn read_directory(section: &Section<'_>, others: &[Directory]) -> Option<Directory> {
+    let mut directory = Directory { path: PathBuf::new(), bytes: 0 };
+    if !section.read("path", &mut directory.path) {
+        section.mistake("path", "the directory has no \"path\"");
+    }
+    section.read_size("size", &mut directory.bytes);
+    if !section.has("size") {
+        section.mistake("size", "the directory has no \"size\", such as \"100GiB\"");
+        return None;
+    }
+    let path = real_path(&directory.path);
+    let mut others = others.iter().map(|other| real_path(&other.path));
+    if others.clone().any(|other| other == path) {
+        section.mistake("path", format!("{} is listed twice", directory.path.display()));
+    } else if let Some(other) =
+        others.find(|other| path.starts_with(other) || other.starts_with(&path))
+    {
+        section.warn("path", format!("{} and {} lie one in the other: each directory should be on a disk of its own, because two on one disk are not faster", directory.path.display(), other.display()));
+    }
+    if directory.path.is_file() {
+        let message = "expected the path of a directory, found a file: choose another path";
+        section.mistake("path", message);
+    }
+    Some(directory)
+}
+
+fn read_object_bytes_max(section: &Section<'_>, store: &mut store::Settings) {
+    let default = Size(store.object_bytes_max);
     section.read_size("object_max", &mut store.object_bytes_max);
-    let nothing = "set defaults.cache.enabled = false to store nothing";
-    section.read_above_zero("object_age_max", &mut store.object_age_max, nothing);
+    if store.object_bytes_max == 0 {
+        let message = format!(
+            "expected a size above 0, found 0: no response with content would be stored; the default is {default:?}"
+        );
+        section.mistake("object_max", message);
+        store.object_bytes_max = default.0;
+    }
+}
+
+/// Reads the shares of sites: the limit for each, and `[[store.sites]]` with others.
+fn read_shares(section: &Section<'_>, store: &mut store::Settings) {
     section.read_within("site_percent_max", &mut store.site_percent_max, 1..=100);
     section.read_within("sites_max", &mut store.sites_max, 1..);
     for section in section.list("sites") {
@@ -73,27 +130,30 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
         }
         store.site_shares.push(share);
     }
-    let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
-    section.choice("admission", &mut store.admission, &admission);
-    section.read_size_within("write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
-    section.read_above_zero("disk_deadline", &mut store.disk_deadline, "");
-    section.read_above_zero("disk_retry", &mut store.disk_retry, "");
-    let mistakes = store.mistakes();
-    if mistakes.is_empty() {
-        for misfit in store::misfits(store) {
-            let place = directories.get(misfit.directories[0]);
-            let (section, name) = place.map_or((section, "disk"), |section| (section, "size"));
-            let starts = section.reader.purpose == Purpose::Start;
-            match starts && section.has(name) && !misfit.is_in_use {
-                true => section.mistake(name, misfit.advice()),
-                // A default size, or one for which the files already exist: the directory grows
-                // as far as there is space. A new size takes effect after a restart.
-                false => section.warn(name, misfit.advice()),
-            }
+}
+
+/// Reports directories for which their file systems have no space.
+fn report_misfits(section: &Section<'_>, directories: &[Section<'_>], store: &store::Settings) {
+    for misfit in store::misfits(store) {
+        let place = directories.get(misfit.directories[0]);
+        let (section, name) = place.map_or((section, "disk"), |section| (section, "size"));
+        let starts = section.reader.purpose == Purpose::Start;
+        match starts && section.has(name) && !misfit.is_in_use {
+            true => section.mistake(name, misfit.advice()),
+            // A default size, or one for which the files already exist: the directory grows
+            // as far as there is space. A new size takes effect after a restart.
+            false => section.warn(name, misfit.advice()),
         }
     }
-    for (name, mistake) in mistakes {
-        section.mistake(name, mistake);
+}
+
+/// The path without links and dots, as far as it exists: two paths of one directory are equal.
+fn real_path(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let known = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match known {
+        Some((above, real)) => real.join(path.strip_prefix(above).unwrap_or(&path)),
+        None => path,
     }
 }
 

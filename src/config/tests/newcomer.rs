@@ -1,7 +1,7 @@
 //! Mistakes that people make with their first files: units, types, names, quotes, options of other servers.
 //! Each gives one line with its place, its cause and, where it can be known, its remedy.
 
-use super::{MINIMAL, check, check_each, read_text};
+use super::{MINIMAL, check, check_each, read_text, write_secret};
 use crate::config::Flags;
 
 /// The text after a minimal site, and the line about it.
@@ -100,7 +100,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[listeners]]\naddress = \"0.0.0.0\"",
-        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"0.0.0.0\"; add the port, such as \"0.0.0.0:443\"",
+        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"0.0.0.0\"; add the port, as in \"0.0.0.0:PORT\"",
     ),
     (
         "[[listeners]]\naddress = \"*:80\"",
@@ -474,7 +474,7 @@ fn hosts_without_a_certificate_are_told_once() {
     let names = ["www.example.org".to_owned(), "*.shop.example.org".to_owned()];
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-    std::fs::write(&pem, certificate.pem() + &key.serialize_pem()).unwrap();
+    write_secret(&pem, (certificate.pem() + &key.serialize_pem()).as_bytes());
     let of = |hosts: &str| {
         warnings(&format!(
             "{MINIMAL}[sites.b]\nhosts = [{hosts}]\n[[tls.certificates]]\ncertificate = {pem:?}\nkey = {pem:?}\n"
@@ -485,6 +485,46 @@ fn hosts_without_a_certificate_are_told_once() {
         of("\"example.org\", \"a.b.shop.example.org\""),
         [
             "edge.toml:7:9: sites.b.hosts: no certificate has the names of 2 hosts, such as \"example.org\": clients refuse TLS connections for them; add a certificate to [[tls.certificates]]"
+        ]
+    );
+}
+
+#[test]
+fn a_certificate_that_no_listener_uses_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("pem");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["www.example.org".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    write_secret(&pem, (certificate.pem() + &key.serialize_pem()).as_bytes());
+    let of = |has_tls| {
+        warnings(&format!(
+            "{MINIMAL}[[tls.certificates]]\ncertificate = {pem:?}\nkey = {pem:?}\n\
+             [[listeners]]\naddress = \"127.0.0.1:8444\"\ntls = {has_tls}\n"
+        ))
+    };
+    assert_eq!(of(true), [""; 0]);
+    let told = of(false);
+    assert!(
+        told[0].starts_with("edge.toml:7:15: tls.certificates[0].certificate: no listener has TLS"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_token_for_a_site_that_is_not_there_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    let of = |sites: &str| {
+        let line = crate::control::tokens::token_line("cms", sites, "secret").unwrap();
+        std::fs::write(&tokens, line).unwrap();
+        warnings(&format!("{MINIMAL}[admin]\ntokens = {tokens:?}\n"))
+    };
+    assert_eq!(of("purge:www"), [""; 0]);
+    assert_eq!(
+        of("purge:www,wwww"),
+        [
+            "edge.toml:7:10: admin.tokens: the token \"cms\" may purge the site \"wwww\", and there is none; did you mean \"www\"?"
         ]
     );
 }

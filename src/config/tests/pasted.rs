@@ -2,7 +2,7 @@
 //! wanted, options in the wrong table, files of the wrong kind. Each is one line with place, cause and remedy, or a warning
 //! where a node can start despite it.
 
-use super::{MINIMAL, check_each, read_text};
+use super::{MINIMAL, check_each, read_text, write_secret};
 use crate::config::Flags;
 
 /// The text after a minimal site, and the line about it.
@@ -139,7 +139,7 @@ const AFTER: &[(&str, &str)] = &[
     ),
     (
         "[[listeners]]\naddress = \"[::]\"",
-        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"[::]\"; add the port, such as \"[::]:443\"",
+        "2:11: listeners[0].address: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"[::]\"; add the port, as in \"[::]:PORT\"",
     ),
     (
         "[[listeners]]\naddress = [\"0.0.0.0:80\", \"[::]:80\"]",
@@ -280,7 +280,7 @@ const AFTER: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_is_pasted_gets_one_line_with_place_cause_and_remedy() {
+fn pasted_text_gets_one_line_with_place_cause_and_remedy() {
     check_each(AFTER);
 }
 
@@ -345,7 +345,7 @@ fn warnings(text: &str) -> String {
 }
 
 #[test]
-fn what_is_hardly_meant_so_is_a_warning() {
+fn text_that_is_hardly_meant_so_is_a_warning() {
     for (text, expected) in [
         (
             "[[sites.www.rules]]\npath_prefix = \"/api/*\"\n[[sites.www.rules]]\npath = \"/a*b\"",
@@ -363,19 +363,51 @@ fn what_is_hardly_meant_so_is_a_warning() {
             "[[sites.www.rules]]\npath = \"/old\"\nredirect.location = \"https://a.test{uri}\"",
             "\"{\" without \"$\" begins no variable: write ${request.target}",
         ),
+        (
+            "[[sites.www.rules]]\nmethods = [\"POST\", \"GETT\"]",
+            "methods: no client is known to use the method \"GETT\"; did you mean \"GET\"?",
+        ),
+        (
+            "access.methods = \"HAED\"",
+            "methods: no client is known to use the method \"HAED\"; did you mean \"HEAD\"?",
+        ),
+        (
+            "[guard]\nclient_field = \"Forwarded\"",
+            "client_field: no proxy is trusted, so that the field is dropped from all requests",
+        ),
+        (
+            "[bus]\nsilence = \"drain\"",
+            "edge.toml:7:11: bus.silence: it has no effect without \"bus.redis\"",
+        ),
+        (
+            "silence = \"serve\"",
+            "edge.toml:6:11: sites.www.silence: it has no effect without \"bus.redis\"",
+        ),
+        (
+            "[bus]\nredis = \"redis://a\"\nretention = \"1s\"",
+            "retention: a node that does not read the stream for 1s, as during a restart, validates everything",
+        ),
+        (
+            "[[store.directories]]\npath = \"/nowhere/a\"\nsize = \"64MiB\"\n[[store.directories]]\npath = \"/nowhere/a/b\"\nsize = \"64MiB\"",
+            "/nowhere/a/b and /nowhere/a lie one in the other",
+        ),
     ] {
         let found = warnings(text);
         assert!(found.contains(expected), "{text}: {found}");
     }
-    let fine = "[[sites.www.rules]]\npath = \"/old\"\nredirect.location = \"/new/index.html\"";
-    assert_eq!(warnings(fine), "");
+    for fine in [
+        "[[sites.www.rules]]\npath = \"/old\"\nredirect.location = \"/new/index.html\"",
+        "[[sites.www.rules]]\nmethods = [\"PURGE\", \"PROPFIND\", \"X-SYNC\"]",
+    ] {
+        assert_eq!(warnings(fine), "", "{fine}");
+    }
 }
 
 /// The mistakes and warnings about a certificate and a key in files with these bytes.
 fn about_pair(certificate: &[u8], key: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("one"), certificate).unwrap();
-    std::fs::write(folder.path().join("two"), key).unwrap();
+    write_secret(&folder.path().join("two"), key);
     let text = format!(
         "[[listeners]]\naddress = \"127.0.0.1:1\"\ntls = true\n\
          [[tls.certificates]]\ncertificate = \"one\"\nkey = \"two\"\n{MINIMAL}"

@@ -78,7 +78,7 @@ fn peers_need_certificates_for_the_name_of_the_node() {
 }
 
 #[test]
-fn what_peers_need_is_missed_at_once() {
+fn missing_options_of_peers_are_all_reported_at_once() {
     check(
         "[peers]\naddresses = \"[::]:9443\"\nca = \"ca.pem\"\nstreams_max = 0\n",
         &[

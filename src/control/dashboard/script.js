@@ -28,8 +28,8 @@ async function look() {
     if (error.status === 401) {
       at("login").hidden = false;
       at("main").hidden = true;
-      at("alarms").hidden = true;
-      showState("no token", "");
+      showAlarms([]);
+      showState(sessionStorage.getItem("token") ? "unknown token" : "no token", "");
     } else if (error.status) {
       showState("refused", "bad");
       showAlarms([{ urgent: true, cause: error.message, action: "" }]);

@@ -92,11 +92,11 @@ export const origins = {
         const { passed, failure, took_ms, at_ms } = it.last_check;
         return [passed ? `passed in ${took_ms} ms, ${ago(now_ms - at_ms)}` : failure, passed ? "" : "long bad"];
       };
-      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Weight", "num"], ["First byte", "num"], ["In flight", "num"], ["Connections", "num"], "Last check"],
+      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Priority", "num"], ["Weight", "num"], ["First byte", "num"], ["In flight", "num"], ["Connections", "num"], "Last check"],
         origins.map((it) => [
           [it.origin, "long"], [it.why ? `${it.state}: ${WHY[it.why] ?? it.why}` : it.state, `long ${STATES[it.state] ?? ""}`], span(now_ms - it.since_ms),
           it.on_trial ? "now" : it.until_ms ? `in ${span(it.until_ms - now_ms)}` : "–", [whole(it.failures), "num"],
-          [whole(it.weight), "num"], firstByte(it), [it.in_flight === null ? "–" : whole(it.in_flight), "num"], [whole(it.connections), "num"], check(it),
+          [whole(it.priority), "num"], [whole(it.weight), "num"], firstByte(it), [it.in_flight === null ? "–" : whole(it.in_flight), "num"], [whole(it.connections), "num"], check(it),
         ]), "This pool has no origins.");
       const state = make("p", up === origins.length ? "" : up ? "warn" : "bad", `${up} of ${origins.length} usable`);
       return make("section", "card", [make("h2", "", `Pool ${pool}`), state, scroll(table)]);
@@ -167,6 +167,14 @@ export const purges = {
 };
 
 const READY = { ready: "good dot", draining: "warn dot" };
+const DISKS = { full: "disk full", "read-only": "disk cannot be written", out: "disk out of service" };
+
+/** "ready, disk full", in the colour of the worse. */
+function nodeState(it) {
+  const faults = [it.duplicate_name && "name used twice", it.reachable === false && "unreachable", DISKS[it.store]].filter(Boolean);
+  const kind = it.duplicate_name || it.reachable === false ? "bad dot" : READY[it.state] ?? "bad dot";
+  return [[it.state, ...faults].join(", "), faults.length && kind === "good dot" ? "warn dot" : kind];
+}
 
 /** The nodes of a region in one table, with what they have in common above it. */
 function region(name, members, own, newest) {
@@ -178,11 +186,12 @@ function region(name, members, own, newest) {
   };
   fill(table, ["Node", "State", "Load", "%", ["Purges missing", "num"], "Heartbeat", ["Weight", "num"], "Version", "Addresses"],
     members.map((it) => [
-      [it.name === own ? `${it.name} (this node)` : it.name, "long"], [it.duplicate_name ? `${it.state}, name used twice` : it.state, it.duplicate_name ? "bad dot" : READY[it.state] ?? "bad dot"],
+      [it.name === own ? `${it.name} (this node)` : it.name, "long"], nodeState(it),
       bar(it.load, it.load > 0.9 ? "full" : ""), percent(it.load, 1), lag(it), it.heard_ms_ago === null ? "–" : ago(it.heard_ms_ago), [whole(it.weight), "num"], it.software, [it.addresses.join(", "), "soft"],
     ]), "");
-  const state = `${ready.length} of ${members.length} ready, load ${percent(load, 1)}`;
-  const kind = ready.length === members.length ? "" : ready.length ? "warn" : "bad";
+  const troubled = members.filter((it) => DISKS[it.store]).length;
+  const state = `${ready.length} of ${members.length} ready, load ${percent(load, 1)}${troubled ? `, ${whole(troubled)} with disk trouble` : ""}`;
+  const kind = ready.length === members.length && !troubled ? "" : ready.length ? "warn" : "bad";
   return make("section", "card", [make("h2", "", name ? `Region ${name}` : "No region"), make("p", kind, state), scroll(table)]);
 }
 

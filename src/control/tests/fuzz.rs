@@ -4,12 +4,14 @@ use bytes::Bytes;
 use http::Uri;
 use serde_json::{Value, json};
 
-use super::http::{check_parameters, parameter, percent_decode};
+use super::http::{check_parameters, parameter};
 use super::purge_request::{
-    PurgeRequest, REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, SiteLookup,
+    REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, SiteLookup,
 };
 use super::sitemap;
 use crate::cache::{PurgeKind, PurgeScope};
+use crate::percent::percent_decode;
+use crate::purge::PurgeRequest;
 
 struct AnyName;
 

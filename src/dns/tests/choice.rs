@@ -92,7 +92,7 @@ fn without_a_subnet_the_resolver_is_the_client_and_no_scope_is_said() {
 }
 
 #[test]
-fn what_does_not_depend_on_the_client_has_scope_zero() {
+fn an_answer_that_does_not_depend_on_the_client_has_scope_zero() {
     let failover = EdgeSettings {
         regions: vec!["us".into()],
         ..edge("f.example.org", RegionPolicy::Failover)
@@ -160,6 +160,21 @@ fn a_node_gets_answers_by_its_weight_and_what_its_load_leaves() {
     for (count, expected) in counts.into_iter().zip([2000, 500, 1000]) {
         assert!((expected * 8 / 10..expected * 12 / 10).contains(&count), "{counts:?}");
     }
+}
+
+#[test]
+fn an_address_that_nodes_share_is_once_in_an_answer_with_the_weights_of_all() {
+    let mut nodes = nodes();
+    nodes[0].addresses = nodes[1].addresses.clone();
+    let server = &mut serve(vec![EdgeSettings { addresses_max: 16, ..nearest() }], &nodes);
+    let mut firsts = 0;
+    for _ in 0..3000 {
+        let mut found = addresses(&server.ask_for("www.example.org.", A, DRESDEN));
+        firsts += usize::from(found[0] == "192.0.2.2");
+        found.sort();
+        assert_eq!(found, ["192.0.2.2", "192.0.2.3"]);
+    }
+    assert!((1800..2200).contains(&firsts), "{firsts} of 3000 for two of three nodes");
 }
 
 #[test]
@@ -251,11 +266,69 @@ fn a_map_comes_before_the_policy_and_the_scope_tells_its_networks_apart() {
         ..nearest()
     };
     let server = &mut serve(vec![only_networks], &nodes);
-    for (subnet, bits) in
-        [("10.1.0.0/16", 8), ("11.0.0.0/24", 8), ("192.0.2.0/24", 1), ("2001:db8::/48", 0)]
-    {
+    for (subnet, bits) in [("10.1.0.0/16", 8), ("11.0.0.0/24", 8), ("192.0.2.0/24", 1)] {
         assert_eq!(scope_of(server, subnet), Some(bits), "{subnet}");
     }
+    // An answer of scope 0 is for the clients of the other address family, too, and those in 10.0.0.0/8 get another.
+    assert_eq!(scope_of(server, "2001:db8::/48"), Some(1));
+    let all_of_ipv4 = EdgeSettings {
+        map: vec![RegionByClient {
+            networks: vec!["0.0.0.0/0".parse().expect("a network")],
+            ..entry("us")
+        }],
+        policy: RegionPolicy::Failover,
+        ..nearest()
+    };
+    let server = &mut serve(vec![all_of_ipv4], &nodes);
+    for (subnet, region) in [("192.0.2.0/24", "us"), ("2001:db8::/48", "eu")] {
+        check_region(server, subnet, region);
+        assert_eq!(scope_of(server, subnet), Some(1), "{subnet}");
+    }
+}
+
+#[test]
+fn a_client_without_ipv6_gets_the_nearest_region_that_has_ipv4() {
+    let mut nodes = nodes();
+    nodes[4].addresses = vec!["2001:db8:3::1".parse().expect("an address")];
+    let to_ap = RegionByClient {
+        region: "ap".into(),
+        countries: vec!["DE".parse().expect("a country")],
+        ..RegionByClient::default()
+    };
+    let mapped = EdgeSettings { map: vec![to_ap], ..nearest() };
+    let server = &mut serve(vec![mapped], &nodes);
+    for client in [TOKYO_NET, DRESDEN] {
+        let message = server.ask_for("www.example.org.", AAAA, client);
+        assert_eq!(addresses(&message), ["2001:db8:3::1"], "{client}");
+        check_region(server, client, "eu");
+    }
+    // Where no region has an IPv4 address, each answers for itself.
+    let server = &mut serve(vec![nearest()], &nodes[4..]);
+    let message = server.ask_for("www.example.org.", A, TOKYO_NET);
+    check_code(&message, ResponseCode::NoError, true);
+    assert!(message.answers.is_empty() && message.authorities.len() == 1);
+}
+
+#[test]
+fn a_client_without_ipv6_gets_a_node_that_is_not_ready_rather_than_no_address() {
+    let mut nodes = nodes();
+    nodes[4].addresses = vec!["2001:db8:3::1".parse().expect("an address")];
+    for state in [EdgeState::Draining, EdgeState::Out] {
+        nodes[..4].iter_mut().for_each(|node| node.state = state);
+        let server = &mut serve(vec![nearest()], &nodes);
+        check_region(server, DRESDEN, "eu");
+        check_region(server, BOSTON, "us");
+        let edge = &server.plan.edges[0];
+        assert_eq!((edge.state_for(1), edge.state_for(28)), (Some(state), Some(EdgeState::Ready)));
+        // With IPv6, a client can reach the node that is ready.
+        for kind in [AAAA, HTTPS] {
+            let message = server.ask_for("www.example.org.", kind, DRESDEN);
+            let text = addresses(&message).concat();
+            assert!(text.contains("2001:db8:3::1") && !text.contains("192.0.2."), "{text}");
+        }
+    }
+    nodes[3].state = EdgeState::Ready;
+    check_region(&mut serve(vec![nearest()], &nodes), DRESDEN, "us");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use hickory_proto::op::ResponseCode::{self, NXDomain, NoError};
 use hickory_proto::rr::RData;
 use hickory_proto::rr::RecordType::{self, A, AAAA, ANY, AXFR, CNAME, DS, MX, NS, SOA, TXT};
 
-use super::super::catalog::Catalog;
+use super::super::catalog::{Catalog, ZonePart};
 use super::super::respond::DnsTransport;
 use super::super::settings::ZoneSettings;
 use super::*;
@@ -253,7 +253,7 @@ fn ds_is_answered_by_the_zone_above_whoever_serves_the_zone_below() {
 }
 
 #[test]
-fn what_cannot_be_answered_gets_an_opt_record_if_it_has_one() {
+fn a_query_that_cannot_be_answered_gets_an_opt_record_if_it_has_one() {
     let server = &mut Server::new(vec![zone("example.org", &[])], &[]);
     let with_opt = query("example.org.", SOA, None).to_vec().expect("a query");
     let mut plain = query("example.org.", SOA, None);
@@ -360,7 +360,48 @@ fn mistakes_of_zones_are_told() {
     inside.records = record::parse("ns1 A 192.0.2.53", "example.org", 60).expect("a record");
     mistakes(&[inside], &[]);
     mistakes(&[zone("example.org", &[]), zone("Example.ORG.", &[])], &["two zones"]);
-    let mut with_edge = zone("example.org", &["www A 192.0.2.1"]);
-    with_edge.edges = vec![edge("www.example.org", RegionPolicy::Nearest)];
-    mistakes(&[with_edge], &["is an edge name"]);
+    let large = format!(r"x TYPE65280 \# 12289 {}", "00".repeat(12_289));
+    mistakes(&of(&[&large]), &["more than 12288 bytes"]);
+}
+
+#[test]
+fn name_servers_in_another_zone_that_is_served_here_need_an_address_there() {
+    let with = |records: &[&str]| {
+        let name_servers = vec!["ns.example.com".to_owned()];
+        let other = ZoneSettings { name_servers, ..zone("example.net", records) };
+        vec![zone("example.org", &[]), other]
+    };
+    mistakes(&with(&["ns A 192.0.2.1"]), &[]);
+    mistakes(&with(&["* AAAA 2001:db8::1"]), &[]);
+    mistakes(&with(&["ns NS ns.elsewhere.test."]), &[]);
+    let expected = "\"ns.example.net\" is in the zone \"example.net\" and has no address there";
+    for records in [&[][..], &["ns TXT x"], &["ns CNAME other"], &["a.ns A 192.0.2.1"]] {
+        let found = Catalog::build(&with(records)).expect_err("a mistake");
+        assert!(found.iter().any(|mistake| mistake.message.contains(expected)), "{found:?}");
+    }
+}
+
+#[test]
+fn edge_names_that_the_zone_cannot_answer_are_mistakes() {
+    let with_edges = |records: &[&str], names: &[&str]| {
+        let edges = names.iter().map(|name| edge(name, RegionPolicy::Nearest)).collect();
+        ZoneSettings { edges, ..zone("example.org", records) }
+    };
+    let one = |records: &[&str], name: &str| vec![with_edges(records, &[name])];
+    mistakes(&one(&["www A 192.0.2.1"], "www.example.org"), &["is an edge name"]);
+    mistakes(&one(&[], "www.example.com"), &["is not in the zone example.org."]);
+    let twice = with_edges(&[], &["www.example.org", "WWW.example.org"]);
+    mistakes(&[twice], &["two edge names www.example.org."]);
+    let delegation = ["child NS ns.example.com."];
+    for name in ["child.example.org", "a.b.child.example.org", "*.child.example.org"] {
+        mistakes(&one(&delegation, name), &["by the record NS of child.example.org."]);
+    }
+    mistakes(&one(&delegation, "other.example.org"), &[]);
+    let child = zone("cdn.example.org", &["www A 192.0.2.1"]);
+    for name in ["cdn.example.org", "www.cdn.example.org", "a.cdn.example.org"] {
+        let zones = [with_edges(&[], &[name]), child.clone()];
+        mistakes(&zones, &["belongs to the zone \"cdn.example.org\""]);
+    }
+    let place = Catalog::build(&one(&delegation, "x.child.example.org")).expect_err("a mistake");
+    assert_eq!(place[0].part, ZonePart::Edge(0));
 }

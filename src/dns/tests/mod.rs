@@ -2,6 +2,7 @@
 
 mod choice;
 mod lookup;
+mod report;
 
 use std::net::IpAddr;
 use std::sync::Arc;

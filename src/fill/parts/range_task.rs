@@ -81,29 +81,31 @@ impl RangeTask {
                     // fetch them without following.
                     rounds = if followed == Some(range.start) { rounds + 1 } else { 0 };
                     followed = Some(range.start);
-                    self.fetch_or_follow(range, rounds >= ROUNDS_MAX).await?;
+                    match rounds < ROUNDS_MAX {
+                        true => self.fetch_or_follow(range).await?,
+                        false => self.fetch(range).await?,
+                    }
                 }
             }
         }
     }
 
+    /// Sends stored slices, up to one that turns out to be gone: that is fetched.
     async fn send_stored(&mut self, range: Range<u64>) -> Result<(), Stop> {
         for number in self.parts.head.slices(range) {
             let whole = self.parts.head.slice_range(number);
             let slice = self.parts.store.slice(&self.parts.head, number).await;
             match slice.filter(|slice| slice.len() as u64 == whole.end - whole.start) {
                 Some(slice) => self.send(whole.start, slice).await?,
-                // In the index, but not readable.
-                None => self.fetch(whole).await?,
+                // In the index, but not readable. A slow reader does not have all of it now, and must not get
+                // the next slice before the rest.
+                None => return self.fetch(whole).await,
             }
         }
         Ok(())
     }
 
-    async fn fetch_or_follow(&mut self, range: Range<u64>, alone: bool) -> Result<(), Stop> {
-        if alone {
-            return self.fetch(range).await;
-        }
+    async fn fetch_or_follow(&mut self, range: Range<u64>) -> Result<(), Stop> {
         match self.parts.join(range.start) {
             Join::Lead(lead) => {
                 let received = self.fetch(range).await;
@@ -133,9 +135,9 @@ impl RangeTask {
             Ok((bytes, body)) => self.receive_part(bytes, body, Pace::InStep).await,
             Err(PartError::Changed) => Err(Stop::Changed),
             Err(PartError::Declined(why)) => Err(Stop::Broken(why)),
-            Err(PartError::Failed(error)) => {
+            Err(PartError::Failed(failure)) => {
                 let why = format!("no answer from upstream for bytes from {start}");
-                Err(BodyError::caused_by(why, error).into())
+                Err(BodyError::caused_by(why, failure).into())
             }
         }
     }
@@ -243,9 +245,9 @@ impl RangeTask {
 
 /// How the reader keeps up with the part that is being received.
 enum Pace {
-    /// It gets the bytes as they arrive.
+    /// The reader gets the bytes as they arrive.
     InStep,
-    /// It gets no more bytes of this part, which is stored up to this offset.
+    /// The reader gets no more bytes of this part, which is stored up to this offset.
     StoreOnly {
         until: u64,
     },

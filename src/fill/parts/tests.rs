@@ -3,6 +3,7 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use http::header::{CONTENT_RANGE, ETAG};
 use http::{HeaderValue, StatusCode};
@@ -131,7 +132,7 @@ fn an_object_that_was_read_in_whole_is_an_object_like_others() {
 }
 
 #[test]
-fn what_was_answered_already_is_not_asked_for_again() {
+fn bytes_that_upstream_sends_already_are_not_asked_for_again() {
     on_a_worker(async {
         let (parts, origin) = object(&node());
         let body = Body::from(bytes_of(2 * SLICE..3 * SLICE));
@@ -152,6 +153,52 @@ fn parts_shorter_than_asked_are_gone_on_from() {
         assert_bytes(&read(&parts, wanted.clone()).await.expect("whole"), wanted);
         *origin.answer.borrow_mut() = Answering::Shorter(50);
         assert!(read(&parts, 9 * SLICE + 100..10 * SLICE).await.is_err(), "not for ever");
+    });
+}
+
+/// Makes memory drop what has not been requested again.
+async fn store_another_object(node: &Node) {
+    let other = StoredResponse::clone(&response(Some(400 * SLICE)));
+    let other = StoredResponse { key: "https://www.example.org/b".into(), ..other };
+    let head = node.store.partial_to_be(other).expect("long enough");
+    for number in 0..400 {
+        let bytes = bytes_of(head.slice_range(number));
+        node.store.put_slice(&head, number, bytes).await.expect("a whole slice");
+    }
+}
+
+#[test]
+fn a_slow_reader_gets_every_byte_also_if_slices_leave_memory_meanwhile() {
+    on_a_worker(async {
+        let settings = Settings { range_request_bytes_max: 12 * SLICE, ..Settings::default() };
+        let node = Node::new(settings);
+        let (parts, origin) = object(&node);
+        let wanted = 0..12 * SLICE;
+        read(&parts, wanted.clone()).await.expect("whole");
+        origin.asked.take();
+        let mut reader = parts.clone().read(wanted.clone(), None);
+        // The reader's task plans to send all slices from the store, and waits with the third.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        store_another_object(&node).await;
+        let gone = node.store.missing(&parts.head, wanted.clone());
+        assert_eq!(gone.last().map(|gone| gone.end), Some(wanted.end), "{gone:?}");
+        let first = next_frame(&mut reader).await.expect("more").expect("stored");
+        let mut bytes = first.into_data().expect("data").to_vec();
+        // The next one is fetched again, and stored without the reader, which takes too long.
+        let is_stored = || {
+            origin
+                .asked
+                .borrow()
+                .first()
+                .is_some_and(|asked| node.store.missing(&parts.head, asked.clone()).is_empty())
+        };
+        while !is_stored() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bytes.extend_from_slice(&all(reader).await.expect("whole"));
+        assert_bytes(&bytes.into(), wanted);
     });
 }
 
@@ -190,7 +237,7 @@ fn a_late_reader_of_what_changed_leaves_the_newer_version_alone() {
 }
 
 #[test]
-fn what_still_comes_of_an_object_that_changed_does_not_bring_it_back() {
+fn late_parts_of_an_object_that_changed_do_not_bring_it_back() {
     on_a_worker(async {
         let node = node();
         let (parts, origin) = object(&node);
@@ -219,7 +266,7 @@ fn one_asks_for_all_whether_an_object_has_changed() {
 }
 
 #[test]
-fn who_waits_for_a_reader_that_finds_a_change_begins_anew() {
+fn a_request_that_waits_for_a_reader_that_finds_a_change_begins_anew() {
     on_a_worker(async {
         let (parts, origin) = object(&node());
         *origin.answer.borrow_mut() = Answering::NewVersion;

@@ -34,13 +34,19 @@ impl SendQueue {
         buffers::hold(&mut self.bytes).extend_from_slice(bytes);
     }
 
-    /// Appends a piece of a body, as a chunk of its own if `chunked`. A small piece is copied into the
-    /// buffer, which is cheaper than a vectored write.
-    pub(super) fn push_piece(&mut self, piece: Bytes, chunked: bool) {
-        if chunked {
-            self.push(format!("{:x}\r\n", piece.len()).as_bytes());
-        }
-        let after: &[u8] = if chunked { b"\r\n" } else { b"" };
+    /// Appends a piece of a body as a chunk of its own.
+    pub(super) fn push_chunk(&mut self, piece: Bytes) {
+        self.push(format!("{:x}\r\n", piece.len()).as_bytes());
+        self.push_with_end(piece, b"\r\n");
+    }
+
+    /// Appends a piece of a body.
+    pub(super) fn push_piece(&mut self, piece: Bytes) {
+        self.push_with_end(piece, b"");
+    }
+
+    /// Appends a piece and `after`. A small piece is copied into the buffer, which is cheaper than a vectored write.
+    fn push_with_end(&mut self, piece: Bytes, after: &'static [u8]) {
         if self.bytes.len() + piece.len() <= JOINED_BYTES_MAX {
             self.push(&piece);
             self.push(after);

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_begin_a_request_is_refused_at_once() {
+    fn bytes_that_cannot_begin_a_request_are_refused_at_once() {
         assert_eq!(found(b"\x16\x03\x01"), Err(HeadError::Malformed));
         assert_eq!(found(b" GET"), Err(HeadError::Malformed));
         assert_eq!(found(b"\r"), Ok(None));
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_wishes_of_the_connection() {
+    fn options_of_the_client_for_the_connection_are_read() {
         let head = |line: &str, fields: &str| {
             read(&format!("GET / {line}\r\n{fields}\r\n\r\n")).expect("a head")
         };

@@ -66,7 +66,13 @@ where
     if let Some(handover) = handover
         && let Some(stream) = Rc::into_inner(driver.stream)
     {
-        handover.give(Box::new(stream.into_inner().inner));
+        let mut stream = stream.into_inner().inner;
+        let dropped = stream.dropped();
+        handover.give(Box::new(stream));
+        // Until the other protocol has ended, the connection is one of its client and of the node.
+        if let Err(timeout) = driver.connection.run(dropped).await {
+            driver.connection.count_timeout(timeout);
+        }
     }
 }
 
@@ -259,7 +265,7 @@ where
         let answered = PendingRequest { in_flight, facts, keep_alive, handover };
         match self.poll_answer(&mut answer, facts, cx) {
             Poll::Ready(reply) => {
-                self.start_reply(answered, reply);
+                self.start_reply(answered, reply, cx);
                 Poll::Ready(())
             }
             Poll::Pending => {
@@ -294,7 +300,7 @@ where
         };
         match self.poll_answer(&mut answer, answered.facts, cx) {
             Poll::Ready(reply) => {
-                self.start_reply(answered, reply);
+                self.start_reply(answered, reply, cx);
                 Poll::Ready(Ok(StepOutcome::Next))
             }
             Poll::Pending => {
@@ -304,12 +310,16 @@ where
         }
     }
 
-    fn start_reply(&mut self, answered: PendingRequest, reply: Reply) {
+    fn start_reply(&mut self, answered: PendingRequest, reply: Reply, cx: &mut Context<'_>) {
         let PendingRequest { in_flight, facts, keep_alive, handover } = answered;
         let Reply { status, fields, mut body, .. } = reply;
         let head = ResponseHead::of(status, &fields);
+        // A body that no one reads any more is dropped if it is short; else the client is told to stop sending.
+        let is_abandoned = Rc::strong_count(&self.stream) == 1;
         let stream = &mut *self.stream.borrow_mut();
+        let is_left = is_abandoned && !stream.drop_request_body(cx, self.connection.limits());
         let keep_alive = keep_alive
+            && !is_left
             && !self.closes_after_response
             && !self.draining
             && !self.connection.is_used_up()
@@ -324,7 +334,7 @@ where
             (ResponseFraming::Length(length), Body::Full(bytes))
                 if length == bytes.as_ref().map_or(0, Bytes::len) as u64 =>
             {
-                queue.push_piece(bytes.take().unwrap_or_default(), false);
+                queue.push_piece(bytes.take().unwrap_or_default());
                 framing = ResponseFraming::Length(0);
             }
             _ => {}
@@ -399,7 +409,7 @@ where
         let mut stream = self.stream.borrow_mut();
         head.write(&mut stream.queue, body.exact_length(), facts, false, &date);
         if let Body::Full(bytes) = &mut body {
-            stream.queue.push_piece(bytes.take().unwrap_or_default(), false);
+            stream.queue.push_piece(bytes.take().unwrap_or_default());
         }
         drop(stream);
         self.close_gracefully();
@@ -459,14 +469,15 @@ impl OutgoingReply {
     }
 
     fn push(&mut self, queue: &mut SendQueue, piece: Bytes) -> io::Result<()> {
-        let is_chunked = self.framing == ResponseFraming::Chunked;
         if let ResponseFraming::Length(left) = &mut self.framing {
             // The client would read bytes beyond `Content-Length` as the next response.
             *left = left.checked_sub(piece.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
         }
-        // An empty chunk would end the body.
-        if !piece.is_empty() {
-            queue.push_piece(piece, is_chunked);
+        match self.framing {
+            // An empty chunk would end the body.
+            _ if piece.is_empty() => {}
+            ResponseFraming::Chunked => queue.push_chunk(piece),
+            _ => queue.push_piece(piece),
         }
         Ok(())
     }

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_goes_through() {
+    fn valid_frames_pass() {
         check(&[frame(HEADERS, 5, 1, GET)], None);
         let padded = [&[3, 0, 0, 0, 0, 9][..], GET, &[0; 3]].concat();
         check(&[frame(HEADERS, PADDED | PRIORITISED | 5, 1, &padded)], None);

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_table_has_is_as_bad_as_it_was() {
+    fn an_entry_of_the_table_stays_as_bad_as_it_was() {
         let mut table = HpackTable::new();
         let mut is_invalid =
             |block: &[u8]| table.read(block).expect("a block").replacement.is_some();
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_block_is_found() {
+    fn invalid_blocks_are_found() {
         for block in [
             &b"\x80"[..],                         // index 0
             b"\xbe",                              // nothing in the table
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_table_empties_it() {
+    fn a_field_larger_than_the_table_empties_it() {
         let large = [&b"\x40\x01b\x7f\xa1\x1f"[..], &[b'x'; 4128]].concat();
         check(&[
             (b"\x40\x01a\x01b", Ok(false)),

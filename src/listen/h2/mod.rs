@@ -185,7 +185,13 @@ where
             // GOAWAY: requests that are on their way are still answered (RFC 9113 §6.8).
             Some(Shutdown::AfterResponse | Shutdown::Graceful) => self.drain(),
             Some(Shutdown::AfterLinger) => return Poll::Ready(()),
-            Some(Shutdown::Now(ConnectionTimeout::Idle)) if self.is_still_sending() => {
+            // Replies are queued whose requests count as done.
+            Some(Shutdown::Now(ConnectionTimeout::Idle)) if self.h2.has_streams() => {
+                if !self.takes_enough() {
+                    self.connection.count_timeout(ConnectionTimeout::Send);
+                    self.io.with(ClientStream::abort);
+                    return Poll::Ready(());
+                }
                 self.connection.extend_phase();
             }
             Some(Shutdown::Now(timeout)) => {
@@ -204,11 +210,14 @@ where
         Poll::Pending
     }
 
-    /// Whether queued replies are still being sent, although their requests count as done.
-    fn is_still_sending(&mut self) -> bool {
+    /// Whether the client has taken bytes at the minimum rate since the idle timeout was last reached. Its window may hold
+    /// back replies that are in memory, and answers to its PINGs are not what it waits for.
+    fn takes_enough(&mut self) -> bool {
         let sent = self.connection.bytes_sent();
-        let before = std::mem::replace(&mut self.sent_before, sent);
-        self.h2.has_streams() && sent != before
+        let taken = sent - std::mem::replace(&mut self.sent_before, sent);
+        let limits = self.connection.limits();
+        let least = limits.body_rate_min as f64 * limits.idle_timeout.as_secs_f64();
+        taken > 0 && taken as f64 >= least
     }
 
     fn drain(&mut self) {

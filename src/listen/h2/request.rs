@@ -5,11 +5,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::RecvStream;
 use http::Request;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderValue};
+use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HeaderMap, HeaderValue};
 use http_body::Frame;
 
 use crate::body::{Body, BodyError, BodySource, PollFrame};
-use crate::fields::is_grpc;
+use crate::fields::{content_length, is_grpc};
 use crate::labels::HeadError;
 
 use super::super::connection::HttpConnection;
@@ -78,10 +78,6 @@ fn join_cookies(headers: &mut HeaderMap) {
     {
         headers.insert(COOKIE, joined);
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The body of a request. The stream's window grows as the body is read, so a slow reader slows the client.

@@ -9,11 +9,11 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use http::Response;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
     UPGRADE,
 };
+use http::{Response, StatusCode};
 use http_body::Frame;
 use tokio::task::spawn_local;
 
@@ -77,6 +77,10 @@ impl Responder {
         let mut head = Response::new(());
         *head.status_mut() = status;
         *head.headers_mut() = fields.to_map();
+        if has_no_body && status == StatusCode::NO_CONTENT {
+            // RFC 9110 §8.6 forbids it, and curl resets the stream.
+            head.headers_mut().remove(CONTENT_LENGTH);
+        }
         let length = if has_no_body { None } else { body.exact_length() };
         complete(head.headers_mut(), length, date);
         // An error means that the client has cancelled.

@@ -1,5 +1,8 @@
 //! The room over real sockets: raw bytes, curl, h2load and openssl are the clients.
 
+mod certificates;
+mod http2;
+
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
+use self::http2::{H2_PREFACE, h2_get};
 use super::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame, pieces};
 use crate::clock::Clock;
@@ -680,7 +684,7 @@ fn the_proxy_header_names_the_client() {
 }
 
 #[test]
-fn nobody_else_may_send_a_proxy_header() {
+fn a_proxy_header_is_refused_unless_it_is_configured() {
     running(with(|_| {}), async |edge| {
         let said = edge.exchange(b"PROXY TCP4 192.0.2.7 192.0.2.1 7 80\r\n\r\n").await;
         assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
@@ -734,111 +738,6 @@ fn plain_http_on_the_tls_port_is_counted_as_such() {
     });
 }
 
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-/// GET / by the static table (RFC 7541 A), authority `a`.
-fn h2_get(stream: u32) -> Vec<u8> {
-    let block = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
-    let mut frame = vec![0, 0, block.len() as u8, 1, 5];
-    frame.extend(stream.to_be_bytes());
-    frame.extend(block);
-    frame
-}
-
-/// The same for /slow, which waits.
-fn h2_get_slow(stream: u32) -> Vec<u8> {
-    let mut block = vec![0x82, 0x86, 0x44, 5];
-    block.extend(b"/slow");
-    block.extend([0x41, 0x01, b'a']);
-    let mut frame = vec![0, 0, block.len() as u8, 1, 5];
-    frame.extend(stream.to_be_bytes());
-    frame.extend(block);
-    frame
-}
-
-fn h2_reset(stream: u32) -> Vec<u8> {
-    let mut frame = vec![0, 0, 4, 3, 0];
-    frame.extend(stream.to_be_bytes());
-    frame.extend([0, 0, 0, 8]);
-    frame
-}
-
-/// A GOAWAY with this error code stands in the bytes.
-fn has_goaway(bytes: &[u8], code: u8) -> bool {
-    bytes.windows(17).any(|frame| frame[3..9] == [7, 0, 0, 0, 0, 0] && frame[16] == code)
-}
-
-#[test]
-fn rapid_reset_is_cut_off_whether_or_not_the_requests_were_begun() {
-    let few = with(|settings| settings.limits.h2.resets_per_10s_max = 50);
-    running(few, async |edge| {
-        for (wait, ended) in [(false, "flood"), (true, "resets")] {
-            let mut stream = edge.raw().await;
-            stream.write_all(H2_PREFACE).await.expect("written");
-            let mut requests = 0;
-            let attack = async {
-                for stream_id in (1..20_000).step_by(2) {
-                    requests += 1;
-                    let request = if wait { h2_get_slow(stream_id) } else { h2_get(stream_id) };
-                    if stream.write_all(&request).await.is_err() {
-                        return;
-                    }
-                    if wait {
-                        // A request that the kernel has taken does not arrive if the connection is cut first.
-                        tokio::select! {
-                            () = edge.seen.arrived.notified() => {}
-                            () = edge.reaches(Metric::Http2Ended, ended, 1) => return,
-                        }
-                    }
-                    if stream.write_all(&h2_reset(stream_id)).await.is_err() {
-                        return;
-                    }
-                    if edge.total(Metric::Http2Ended, ended) == 1 {
-                        return;
-                    }
-                }
-            };
-            timeout(PATIENCE, attack).await.expect("cut off");
-            edge.reaches(Metric::Http2Ended, ended, 1).await;
-            assert!(requests < 5_000, "{requests} requests, {ended}");
-            assert_eq!(edge.total(Metric::Http2Resets, "") > 50, wait);
-            let mut said = Vec::new();
-            _ = stream.read_to_end(&mut said).await;
-            assert!(said.is_empty() || has_goaway(&said, 11), "no GOAWAY with ENHANCE_YOUR_CALM");
-        }
-    });
-}
-
-#[test]
-fn too_many_http2_requests_a_second_are_cut_off_when_that_is_asked_for() {
-    let few = with(|settings| settings.limits.h2.requests_per_second_max = Some(10));
-    running(few, async |edge| {
-        let mut stream = edge.raw().await;
-        stream.write_all(H2_PREFACE).await.expect("written");
-        for stream_id in (1..60).step_by(2) {
-            _ = stream.write_all(&h2_get(stream_id)).await;
-        }
-        edge.reaches(Metric::Http2Ended, "requests", 1).await;
-    });
-}
-
-#[test]
-fn h2load_gets_every_answer_on_every_protocol() {
-    running(with(|_| {}), async |edge| {
-        let (plain, tls) = (edge.url("/"), edge.url_tls("/stream"));
-        for arguments in [
-            vec!["-n2000", "-c8", "-m16", &plain],
-            vec!["-n500", "-c4", "-m8", &tls],
-            vec!["-n1000", "-c8", "--h1", &plain],
-            vec!["-n200", "-c4", "--h1", &tls],
-        ] {
-            let output = Command::new("h2load").args(&arguments).output().await.expect("h2load");
-            let said = String::from_utf8_lossy(&output.stdout);
-            assert!(said.contains(" 0 failed, 0 errored"), "{arguments:?}: {said}");
-        }
-    });
-}
-
 #[test]
 fn two_thousand_idle_connections_take_little_memory() {
     let settings = with(|settings| settings.limits.connections_per_address_max = 10_000);
@@ -862,123 +761,4 @@ fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("a size");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
-}
-
-fn pair_in(folder: &std::path::Path, file: &str, names: &[&str]) -> CertificateFiles {
-    let pair = tls::self_signed::self_signed(names, Clock::system().now()).expect("a pair");
-    let certificate = folder.join(format!("{file}.pem"));
-    let key = folder.join(format!("{file}.key"));
-    std::fs::write(&certificate, pair.certificate).expect("written");
-    std::fs::write(&key, pair.key).expect("written");
-    CertificateFiles { certificate, key, names: None }
-}
-
-/// The names in the certificate that a client sees who asks for `name`.
-async fn shown(edge: &Running, name: Option<&str>) -> String {
-    let mut command = Command::new("sh");
-    let server_name = name.map_or("-noservername".into(), |name| format!("-servername {name}"));
-    let script = format!(
-        "openssl s_client -connect {} {server_name} </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName",
-        edge.https
-    );
-    let output = command.args(["-c", &script]).output().await.expect("openssl runs");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[test]
-fn the_certificate_is_chosen_by_name_and_reloaded_without_dropping_a_connection() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let settings = with(|settings| {
-        settings.tls.certificates = vec![
-            pair_in(folder.path(), "default", &["default.example"]),
-            pair_in(folder.path(), "exact", &["www.example.org"]),
-            pair_in(folder.path(), "wild", &["*.example.org"]),
-        ];
-    });
-    running(settings, async |edge| {
-        assert!(shown(&edge, None).await.contains("DNS:default.example"));
-        assert!(shown(&edge, Some("nobody.example")).await.contains("DNS:default.example"));
-        assert!(shown(&edge, Some("WWW.example.org")).await.contains("DNS:www.example.org"));
-        assert!(shown(&edge, Some("a.example.org")).await.contains("DNS:*.example.org"));
-        assert!(shown(&edge, Some("a.b.example.org")).await.contains("DNS:default.example"));
-
-        let mut live = edge.raw().await;
-        live.write_all(GET).await.expect("written");
-        read_until(&mut live, "hello\n").await;
-        // A key that is not the certificate's: the old pair stays.
-        let key = folder.path().join("exact.key");
-        let good = std::fs::read(&key).expect("read");
-        std::fs::copy(folder.path().join("wild.key"), &key).expect("copied");
-        let error = edge.tls.reload().expect_err("not a pair").to_string();
-        assert!(error.contains("do not match"), "{error}");
-        assert!(shown(&edge, Some("www.example.org")).await.contains("DNS:www.example.org"));
-        std::fs::write(&key, good).expect("written");
-        pair_in(folder.path(), "exact", &["www.example.org", "new.example"]);
-        let now = Clock::system().now();
-        assert!(edge.tls.keep_current(now).expect("good files"));
-        assert!(!edge.tls.keep_current(now).expect("nothing new"));
-        assert!(shown(&edge, Some("new.example")).await.contains("DNS:new.example"));
-        live.write_all(GET).await.expect("written");
-        read_until(&mut live, "hello\n").await;
-    });
-}
-
-#[tokio::test]
-async fn changed_files_are_looked_at_by_the_interval_that_the_last_reload_set() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut settings = TlsSettings {
-        certificates: vec![pair_in(folder.path(), "a", &["first.example"])],
-        reload_interval: Duration::from_secs(3600),
-        ..TlsSettings::default()
-    };
-    let tls = TlsState::load(&settings, folder.path(), &Clock::system()).expect("certificates");
-    let watch = tls.clone().watch();
-    let reload = async {
-        // The watch has begun its hour by now.
-        settings.reload_interval = Duration::from_millis(10);
-        tls.replace(&settings, folder.path()).expect("good files");
-        let replaced = tls.names().expect("names");
-        pair_in(folder.path(), "a", &["second.example", "another.example"]);
-        while Arc::ptr_eq(&replaced, &tls.names().expect("names")) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    // Shorter than any period that is not from the settings.
-    let found = async {
-        tokio::select! { biased; () = watch => {}, () = reload => {} }
-    };
-    timeout(Duration::from_secs(3), found).await.expect("the new certificate is found");
-}
-
-async fn session_file(edge: &Running, version: &str, how: &str, file: &std::path::Path) -> String {
-    let script = format!(
-        "printf 'GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n' | \
-         openssl s_client -connect {} {version} {how} {} -ign_eof 2>&1",
-        edge.https,
-        file.display()
-    );
-    let output = Command::new("sh").args(["-c", &script]).output().await.expect("openssl runs");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-#[test]
-fn a_session_is_resumed_by_another_node_that_has_the_ticket_key() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let keys: PathBuf = folder.path().join("keys");
-    std::fs::write(&keys, format!("{}\n", "0f".repeat(32))).expect("written");
-    let settings = with(|settings| {
-        let lifetime = Duration::from_secs(3600);
-        settings.tls.ticket_keys = TicketKeys::File { path: keys, lifetime };
-    });
-    running(settings.clone(), async |edge| {
-        let other = start(&settings).await;
-        for (count, version) in [(1, "-tls1_2"), (2, "-tls1_3")] {
-            let file = folder.path().join("session");
-            let first = session_file(&edge, version, "-sess_out", &file).await;
-            assert!(first.contains("200 OK"), "{first}");
-            let second = session_file(&other, version, "-sess_in", &file).await;
-            assert!(second.contains("Reused, TLSv1."), "{version}: {second}");
-            other.reaches(Metric::Handshakes, "resumed", count).await;
-        }
-    });
 }

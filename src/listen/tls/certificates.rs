@@ -1,6 +1,7 @@
 //! Chooses the certificate for a client.
 //!
-//! Exact names win over wildcards; a wildcard covers one label (RFC 9525 §6.3). A client that sends no name, or
+//! Exact names win over wildcards; a wildcard covers one label (RFC 9525 §6.3). Of certificates with the same name, such
+//! as one with an ECDSA and one with an RSA key, a client gets the first whose signatures it accepts. A client that sends no name, or
 //! one that no certificate has, gets the default certificate: its error then names that certificate, which
 //! tells an operator more than an alert.
 
@@ -31,7 +32,7 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Reads all files. If two certificates have the same name, the first in the settings is used.
+    /// Reads all files.
     pub(super) fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let index = settings.default_certificate;
         let mut names = CertificateNames::new(index);
@@ -54,8 +55,11 @@ impl Certificates {
         Ok(Self { all, names: Arc::new(names), ends, refuse_misdirected })
     }
 
-    fn choose(&self, server_name: Option<&str>) -> Arc<CertifiedKey> {
-        self.all[self.names.shown(server_name)].clone()
+    /// The first certificate for the client's server name with whose key the client accepts a signature.
+    fn choose(&self, hello: &ClientHello<'_>) -> Arc<CertifiedKey> {
+        let schemes = hello.signature_schemes();
+        let fits = |index: usize| self.all[index].key.choose_scheme(schemes).is_some();
+        self.all[self.names.shown(hello.server_name(), fits)].clone()
     }
 }
 
@@ -92,7 +96,7 @@ impl CertificatesBySni {
 impl ResolvesServerCert for CertificatesBySni {
     // rustls gives the name in lower case.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().choose(hello.server_name()))
+        Some(self.0.load().choose(&hello))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Deliveries between purge tables: which peer is asked for what, and what a peer gets.
 
 use super::*;
+use crate::purge::deliveries::SENDERS_MAX;
 use crate::purge::unread::PurgeId;
 use crate::purge::{
     BusCursor, DeliveryBatch, DeliveryPart, DeliverySender, EntryId, NextDelivery, SenderPosition,
@@ -98,13 +99,61 @@ async fn with_a_stream_only_invalidations_count() {
     assert_eq!(ids, ["invalidation-0", "invalidation-1"]);
     purges.note_taken("b", place);
     assert!(has(&purges));
-    purges.invalidate(vec![url(URL)], None);
-    assert!(!has(&purges));
-    // A node that has this later purge has nothing from before the invalidation.
-    purges.purge(from_stream(url(URL))).await.unwrap();
-    assert!(has(&purges));
     purges.invalidate(vec![PurgeScope::Tag("group".into())], None);
     assert!(!has(&purges), "the groups of the response are not known");
+}
+
+#[tokio::test]
+async fn a_purge_of_the_stream_does_not_stand_for_an_invalidation_that_the_peer_lacks() {
+    let scopes = [
+        (url(URL), Hard),
+        (PurgeScope::Site("site".into()), Hard),
+        (PurgeScope::All, Hard),
+        (PurgeScope::All, Soft),
+    ];
+    for (scope, kind) in scopes {
+        for is_rewritten in [false, true] {
+            let log_bytes = if is_rewritten { 0 } else { u64::MAX };
+            let settings = Settings { log_bytes, ..Settings::default() };
+            let node = Node { settings, ..Node::new() };
+            let purges = with_peer(node.open());
+            purges.expect_stream();
+            purges.invalidate(vec![url("https://a.example/2")], None);
+            purges.invalidate(vec![url(URL)], None);
+            // The peer may have applied it long before the invalidation, and have asked the origin since.
+            let read = async |purges: &Purges| {
+                let cursor = Some(BusCursor::default());
+                let batch = PurgeBatch { cursor, ..batch(scope.clone(), kind) };
+                purges.purge(batch).await.unwrap();
+            };
+            read(&purges).await;
+            let first = next_of(&purges, 0, 1);
+            let second = next_of(&purges, first, 1);
+            let check = |purges: &Purges| {
+                purges.note_taken("b", first);
+                assert!(!has(purges), "{scope:?}, {is_rewritten}");
+                purges.note_taken("b", second);
+                assert!(has(purges), "{scope:?}, {is_rewritten}");
+            };
+            check(&purges);
+            drop(purges);
+            for _ in 0..2 {
+                let purges = with_peer(node.open());
+                purges.expect_stream();
+                check(&purges);
+                // The first write after a start rewrites the log, if that is due.
+                read(&purges).await;
+            }
+        }
+    }
+}
+
+/// The place after the next `count` deliveries for the peer `b`.
+fn next_of(purges: &Purges, position: u64, count: usize) -> u64 {
+    match purges.next_delivery("b", position, (count, 1000)) {
+        NextDelivery::Batch(batch) => batch.up_to,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -185,6 +234,27 @@ async fn a_peer_that_lacks_more_than_is_kept_begins_at_a_purge_of_everything() {
     assert_eq!((batch.after, batch.up_to), (of_everything - 1, of_everything));
     assert_eq!(batch.messages, ["all"]);
     assert_eq!(next(&purges, third), Some((vec!["all".into()], of_everything)));
+    // The node takes a call that skips deliveries only if that begins with a purge of everything, also with its own.
+    let sender =
+        DeliverySender { name: "b".into(), position: SenderPosition { lineage: 7, place: 9 } };
+    let (deliveries, sender) = (vec![part("all of b")], Some(sender));
+    let own = PurgeBatch { deliveries, sender, ..self::batch(PurgeScope::All, Soft) };
+    purges.purge(own).await.unwrap();
+    order(&purges, "4", url(URL)).await;
+    let NextDelivery::Batch(batch) = purges.next_delivery("b", 0, LIMITS) else { panic!() };
+    assert_eq!(batch.messages, ["all of b", "4"]);
+}
+
+#[tokio::test]
+async fn positions_of_the_nodes_that_delivered_last_are_kept() {
+    let purges = with_peer(Node::new().open_in_memory());
+    let count = SENDERS_MAX as u64 + 10;
+    for place in 1..=count {
+        let (name, position) = (format!("n{place}").into(), SenderPosition { lineage: 7, place });
+        purges.note_taken_from(DeliverySender { name, position });
+    }
+    let known = (1..=count).filter(|place| purges.taken_from(&format!("n{place}"), 7) == *place);
+    assert!(known.eq(11..=count));
 }
 
 #[tokio::test]
@@ -192,7 +262,7 @@ async fn an_unsafe_request_waits_for_the_peers_that_were_reached() {
     let purges = with_peer(Node::new().open_in_memory());
     let long = Duration::from_secs(600);
     purges.invalidate(vec![url(URL)], None);
-    // It was never reached.
+    // The peer was never reached.
     purges.peers_take_deliveries(long).await;
     purges.note_taken("b", 0);
     let began = tokio::time::Instant::now();

@@ -202,7 +202,7 @@ async fn a_purge_of_the_stream_is_unread_until_its_cursor_is_on_disk() {
     let cursor = Some(cursor(Some(position("h", 2)), &["2"]));
     let batch = PurgeBatch { records, cursor, ..batch(url(URL), Hard) };
     // In force, and not written yet.
-    let _lost = edge.0.apply(batch, None).unwrap();
+    let _lost = edge.0.apply(batch).unwrap();
     assert_eq!(edge.requirement(), Requirement::OriginOnly);
 }
 

@@ -333,8 +333,9 @@ async fn limits_refuse_before_anything_is_purged() {
     let settings = Settings { scope_bytes_max: 20, outbox_entries_max: 1, ..node.settings.clone() };
     let node = Node { settings, ..node };
     let purges = node.open();
-    let long = batch(url("https://a/0123456789abcdef"), Hard);
-    assert!(matches!(purges.purge(long).await, Err(PurgeError::ScopeTooLong { limit: 20, .. })));
+    let long = url("https://a/0123456789abcdef");
+    let refused = purges.purge(batch(long, Hard)).await;
+    assert!(matches!(refused, Err(PurgeError::ScopeTooLong { limit: 20, .. })));
     let with_message = |id| PurgeBatch {
         records: vec![message(id, "m".into())],
         ..batch(url("https://a/1"), Hard)
@@ -346,6 +347,27 @@ async fn limits_refuse_before_anything_is_purged() {
     assert_eq!(node.total(Metric::PurgesRefused), 1);
     read(&purges, &["1"]).await;
     purges.purge(with_message("2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn purges_of_other_nodes_and_invalidations_are_never_too_long() {
+    let node = Node::new();
+    let settings = Settings { scope_bytes_max: 20, ..node.settings.clone() };
+    let node = Node { settings, ..node };
+    let purges = node.open();
+    let stored = |number: u32| stored_at(&purges, &format!("https://a/0123456789abcdef/{number}"));
+    let long = [1, 2, 3, 4].map(stored);
+    let purge = |number: usize| batch(url(&long[number].response.key), Hard);
+    let wake_up = RecordPart { is_own: false, ..message("1", "m".into()) };
+    purges.purge(PurgeBatch { records: vec![wake_up], ..purge(0) }).await.unwrap();
+    let cursor = Some(BusCursor::default());
+    purges.purge(PurgeBatch { cursor, ..purge(1) }).await.unwrap();
+    let position = SenderPosition { lineage: 7, place: 9 };
+    let sender = Some(DeliverySender { name: "b".into(), position });
+    purges.purge(PurgeBatch { sender, ..purge(2) }).await.unwrap();
+    purges.invalidate(vec![url(&long[3].response.key)], None);
+    let verdicts = [0, 1, 2, 3].map(|number| verdict(&purges, &long[number]));
+    assert_eq!(verdicts, [Hard, Hard, Hard, PurgeKind::Invalidated].map(Some));
 }
 
 #[tokio::test]

@@ -8,8 +8,9 @@ use http::header::{AUTHORIZATION, RANGE};
 
 use super::super::lookup::{CacheQuery, Search};
 use crate::cache::{self, Decision};
+use crate::fields::FieldLines;
 use crate::store::StoredHead;
-use crate::transform::{Accepted, Choice, Coding};
+use crate::transform::{self, Accepted, Choice, Coding, ContentFields, Negotiability};
 
 /// The forms that a lookup may find in place of their sources.
 #[derive(Clone, Copy)]
@@ -61,6 +62,25 @@ impl CacheQuery<'_> {
         let decision = cache::decide(&form.response, purged, self.directives, settings, now);
         matches!(decision, Decision::Serve { .. })
             && search.fits(self, form)
+            && self.codes_type_of(form)
             && self.store.missing(form, 0..u64::MAX).is_empty()
+    }
+
+    /// Whether content of this form's type is compressed: the settings may have changed since it was made. Notes that at the form.
+    fn codes_type_of(&self, form: &StoredHead) -> bool {
+        let Some(id) = self.rule.coding_id else { return false };
+        let noted = Negotiability::from_note(form.coding_note(), id);
+        let facts = noted.unwrap_or_else(|| {
+            let fields = FieldLines::of(&form.response.headers);
+            let settings = &self.rule.settings.compression;
+            let content = ContentFields::of(&fields);
+            let facts = match transform::has_listed_type(form.response.status, &content, settings) {
+                true => Negotiability::VariesAsStated,
+                false => Negotiability::Fixed,
+            };
+            form.note_coding(facts.to_note(id));
+            facts
+        });
+        facts != Negotiability::Fixed
     }
 }

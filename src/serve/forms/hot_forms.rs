@@ -163,7 +163,7 @@ impl HotForms {
             Ok(coded) => coded,
             Err(error) => {
                 let key = &source.response.key;
-                tracing::warn!(%error, %key, "a form was not coded again; the one of before stays");
+                tracing::warn!(%error, %key, "cannot code a form again at a high level; the stored form stays in use");
                 return HotFormOutcome::Failed;
             }
         };

@@ -19,7 +19,7 @@ use crate::reply::Reply;
 use crate::store::{StoredForm, StoredHead};
 use crate::transform::{
     self, Choice, Coding, CodingAction, ContentFields, Negotiability, RecodePlan, RequestFields,
-    Transformed, WHOLE_BODY_BYTES_MAX,
+    SettingsId, Transformed, WHOLE_BODY_BYTES_MAX,
 };
 use hot_forms::HotForm;
 
@@ -111,7 +111,8 @@ impl Visit {
             return None;
         }
         let plan = self.recode_plan(&source.response, Some(content.len() as u64))?;
-        if plan.recoding.from.is_some() {
+        let level = plan.recoding.to.filter(|_| plan.recoding.from.is_none())?;
+        if content.len() > level.whole_bytes_max() {
             return None;
         }
         let body = transform::recode(content.clone().into(), plan, &self.worker.recorder);
@@ -164,13 +165,12 @@ impl Visit {
         wanted: Option<Option<Coding>>,
     ) -> bool {
         let is_get = self.context.request.method == Method::GET;
-        let is_like_others = is_get && reply.status == head.response.status;
-        if !is_like_others || self.accepted.refuses_identity() || self.rule.coding_id.is_none() {
+        if !is_get || reply.status != head.response.status {
             return false;
         }
-        match (self.noted(head).unwrap_or_else(|| self.negotiability(head)), wanted) {
-            (Negotiability::Fixed, _) | (Negotiability::VariesAsStated, None) => {}
-            (Negotiability::Varies, None) => {
+        match (self.negotiability(head), wanted) {
+            (Some(Negotiability::Fixed), _) | (Some(Negotiability::VariesAsStated), None) => {}
+            (Some(Negotiability::Varies), None) => {
                 reply.fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
             }
             _ => return false,
@@ -178,24 +178,23 @@ impl Visit {
         true
     }
 
-    /// The facts about the coding of a stored response that an earlier request has noted, and that hold for this one.
+    /// The facts about the coding of a stored response that hold for all requests under the settings of this one, which has noted
+    /// them unless an earlier one has. `None`: they do not hold for this request, or the settings have no id.
     #[inline]
-    pub(in crate::serve) fn noted(&self, head: &StoredHead) -> Option<Negotiability> {
+    pub(in crate::serve) fn negotiability(&self, head: &StoredHead) -> Option<Negotiability> {
         let id = self.rule.coding_id.filter(|_| !self.accepted.refuses_identity())?;
-        Negotiability::from_note(head.coding_note(), id)
+        let noted = Negotiability::from_note(head.coding_note(), id);
+        Some(noted.unwrap_or_else(|| self.note_negotiability(head, id)))
     }
 
-    /// These facts, which are noted for later requests.
     #[cold]
-    fn negotiability(&self, head: &StoredHead) -> Negotiability {
+    fn note_negotiability(&self, head: &StoredHead, id: SettingsId) -> Negotiability {
         let (response, settings) = (&head.response, &self.rule.settings.compression);
         let fields = FieldLines::of(&response.headers);
         let content = ContentFields::of(&fields);
         let length = head.complete_length();
         let found = Negotiability::of(response.status, &content, length, settings);
-        if let Some(id) = self.rule.coding_id {
-            head.note_coding(found.to_note(id));
-        }
+        head.note_coding(found.to_note(id));
         found
     }
 
@@ -224,8 +223,11 @@ impl Visit {
         let method = &self.context.request.method;
         match transform::transform(method, &self.request_fields(), reply, settings) {
             Transformed::Ready(reply) => {
+                // Only a reason that holds for other requests too spares them a lookup.
                 if let Content::Stored { head, wanted: Some(coding) } = &content
                     && reply.status == StatusCode::OK
+                    && *method == Method::GET
+                    && !self.query().keeps_coding()
                 {
                     head.expect_form(*coding, false);
                 }

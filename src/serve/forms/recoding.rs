@@ -22,11 +22,12 @@ use http::header::ETAG;
 use http_body::Frame;
 use tokio::task::spawn_local;
 
-use super::super::answer::Source;
+use super::super::answer::{Source, add_unshared};
 use super::super::outcome::{Answered, Content, Recoding};
 use super::super::{Visit, errors, finish_error};
 use super::{add_length, form_response};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
+use crate::cache::fields::unshared_fields;
 use crate::cache::{CacheStatus, Form, PurgeScope, StoredResponse};
 use crate::context::ResponseFacts;
 use crate::fields::FieldsMut;
@@ -67,8 +68,9 @@ impl Visit {
         let source = match content {
             Content::Stored { head, .. } => {
                 head.expect_form(coding, true);
-                if let Some(reply) = self.form_on_disk(&head, coding).await {
-                    return self.finish(facts.answer(reply));
+                if let Some((form, selected)) = self.form_on_disk(&head, coding).await {
+                    let selected = with_own_fields(selected, &form, &reply, &facts);
+                    return self.finish(facts.answer(selected));
                 }
                 Some(FormSource {
                     response: Arc::new(head.response.clone()),
@@ -88,6 +90,7 @@ impl Visit {
         if let Shared::Stored(form) = &shared
             && let Some(selected) = self.select(Source::Stored(form), self.worker.clock.now())
         {
+            let selected = with_own_fields(selected, form, &reply, &facts);
             return self.finish(facts.answer(selected));
         }
         match (shared, source) {
@@ -107,14 +110,19 @@ impl Visit {
         }
     }
 
-    /// The reply from the form that is stored on disk.
-    async fn form_on_disk(&self, head: &Arc<StoredHead>, coding: Option<Coding>) -> Option<Reply> {
+    /// The form that is stored on disk, and the reply from it.
+    async fn form_on_disk(
+        &self,
+        head: &Arc<StoredHead>,
+        coding: Option<Coding>,
+    ) -> Option<(Arc<StoredHead>, Reply)> {
         let form = match self.worker.store.form(head.hash(), head, coding).await? {
             StoredForm::Current(form) => form,
             StoredForm::Outdated(form) => self.renew(head, &form)?,
         };
         let age = head.response.freshness.age(self.context.received_at);
-        self.select_aged(Source::Stored(&form), age)
+        let reply = self.select_aged(Source::Stored(&form), age)?;
+        Some((form, reply))
     }
 
     /// Joins the fill of a form, or starts it.
@@ -251,6 +259,21 @@ impl Visit {
         let url = self.query().key().url().into();
         self.worker.store.purges().invalidate(vec![PurgeScope::Url(url)], None);
     }
+}
+
+/// The reply from a stored form, in place of `before`, with the fields of that which are for its client only, such as a cookie
+/// that the origin set by a 304. A hit has none.
+fn with_own_fields(
+    mut reply: Reply,
+    form: &StoredHead,
+    before: &Reply,
+    facts: &ResponseFacts,
+) -> Reply {
+    if !facts.cache_status.is_hit() {
+        let own = unshared_fields(&before.fields.to_map(), &form.response.headers);
+        add_unshared(&mut reply, &own);
+    }
+    reply
 }
 
 /// The reply that reads its content from the fill of a form.

@@ -5,13 +5,12 @@
 //! the client of the peer, so that the region codes it once; a peer that stores the response asks for
 //! it in the coding of the origin.
 
-use std::time::Duration;
-
 use http::{Response, StatusCode};
 
 use super::super::lookup::{Lookup, LookupResult};
 use super::super::outcome::{Answered, PathError};
 use super::super::{Visit, account, errors};
+use super::PURGES_AWAITED;
 use crate::cache::{self, CacheStatus, Handling, Reason};
 use crate::context::ResponseFacts;
 use crate::fields::{Fields, FieldsMut};
@@ -151,9 +150,6 @@ fn is_uncacheable(status: &CacheStatus) -> bool {
             )
         )
 }
-
-/// Purges that a peer has applied arrive here within milliseconds of it.
-const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

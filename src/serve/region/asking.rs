@@ -12,7 +12,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use http::header::{
     ACCEPT_ENCODING, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
@@ -22,9 +21,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::super::Visit;
 use super::super::worker::Worker;
-use super::hop_body::{HopBody, SendToNextHop};
+use super::hop_body::{HopBody, PeerWatch, SendToNextHop};
 use super::patience::{LinkLife, Patience, PeerLife, in_time};
-use super::{AtPeer, NextHop, OwnLoad, PeerLink, Region, ShieldNodes};
+use super::{AtPeer, NextHop, OwnLoad, PURGES_AWAITED, PeerLink, Region, ShieldNodes};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
 use crate::cache::{CacheKey, PurgeTarget};
@@ -87,7 +86,7 @@ pub(in crate::serve) struct Route {
 
 /// On whose behalf peers are asked.
 pub(in crate::serve) struct Asker<'a> {
-    pub worker: &'a Worker,
+    pub worker: &'a Rc<Worker>,
     /// The id of the request.
     pub id: RequestId,
     /// Receives the interim responses of peers.
@@ -388,7 +387,9 @@ impl HopPlan {
         received.origin = link.name.clone();
         let (head, body) = received.response.into_parts();
         let next_hop = || (asker.sender_to)(&self.then);
-        let body = HopBody::begin(body, at_peer, &head, next_hop, asker.for_origin);
+        let skip_for = self.region.settings.skip_for;
+        let watch = PeerWatch::new(asker.worker.clone(), patience.deadline, skip_for);
+        let body = HopBody::begin(body, (at_peer, watch), &head, next_hop, asker.for_origin);
         received.response = http::Response::from_parts(head, body);
         Ok(Received { upstream: received, kind: self.kind, verdict: Some(verdict) })
     }
@@ -444,9 +445,6 @@ enum LegOutcome<'p> {
     Received(Box<Received>),
     Then(&'p AfterHop),
 }
-
-/// A purge of this node is read back from the bus within milliseconds.
-const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 /// The fields of conditions and ranges.
 const OF_PARTS: [HeaderName; 6] =

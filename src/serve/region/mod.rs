@@ -86,7 +86,7 @@ impl Region {
             }
             match self.hop_among(region, key, digest, |_| true) {
                 NextHop::Peers(peers) => links.extend(peers),
-                // It lives, and will have this node's configuration or protocol in a while.
+                // The node lives, and will have this node's configuration or protocol in a while.
                 NextHop::Origin(WhyOrigin::Digest | WhyOrigin::Protocol) => may_ask_origin = true,
                 NextHop::Origin(_) => {}
             }
@@ -343,6 +343,9 @@ impl Drop for OwnLoad {
 
 /// The nodes in the order of ownership that are considered: an owner, and one more if that fails.
 const OWNERS_TRIED: usize = 2;
+/// How long a request between nodes waits for purges: until a purge of this node is read back from the bus, or a purge
+/// that the peer has applied arrives here. Either takes milliseconds.
+const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

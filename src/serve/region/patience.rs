@@ -3,10 +3,13 @@
 //! A peer that is silent for the deadline, and answers no PING, is dead, and skipped for a while. One that shows signs
 //! of life is slow: the request waits a few deadlines, and other requests do not skip the peer. Otherwise all requests
 //! of a region that is overloaded would go to the origin. A peer that has acknowledged the request may take as long as its
-//! origin, but is watched in the same way: it may die meanwhile.
+//! origin, but is watched in the same way until the end of its body: it may die meanwhile.
 
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ use crate::upstream::Acknowledgement;
 /// How long the acknowledgement of a request is waited for.
 #[derive(Debug)]
 pub(in crate::serve) struct Patience {
-    deadline: Duration,
+    pub deadline: Duration,
     /// Whether the deadline begins again when the request is sent on an open connection; opening one may take as
     /// long again.
     is_far: bool,
@@ -164,6 +167,17 @@ async fn while_alive<R>(
             _ => life.ask_for_sign(),
         }
     }
+}
+
+/// Resolves once a peer that is sending a body has died, as [`while_alive`] tells.
+pub(in crate::serve) async fn until_dead(
+    link: Arc<PeerLink>,
+    worker: Rc<Worker>,
+    deadline: Duration,
+) -> HopFailure {
+    let life = LinkLife { link: &link, worker: &worker };
+    let Err(failure) = while_alive(pin!(pending::<Infallible>()), &life, deadline).await;
+    failure
 }
 
 /// The end of a wait between two looks.

@@ -1,7 +1,7 @@
 //! The affinity of a request to origins of its pool: the client's location, the hash by which the pool
 //! chooses, and the origin at which the visitor is kept.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::HeaderValue;
@@ -11,6 +11,7 @@ use super::super::Visit;
 use super::cookies::set_cookie;
 use super::sticky_pool;
 use crate::cache::{self, CacheKey, cookie};
+use crate::client_network::ClientNetwork;
 use crate::context::{Requester, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::reply::Reply;
@@ -34,10 +35,10 @@ impl Visit {
             HashBy::Header(name) => self.fields.get(name).map(HeaderValue::as_bytes),
             HashBy::Cookie(name) => cookie(&self.fields, name),
         };
-        let hash = match (value, self.context.client.to_canonical()) {
-            (Some(value), _) => Affinity::hash_of(value),
-            (None, IpAddr::V4(client)) => Affinity::hash_of(&client.octets()),
-            (None, IpAddr::V6(client)) => Affinity::hash_of(&client.octets()),
+        let hash = match value {
+            Some(value) => Affinity::hash_of(value),
+            // A host changes its IPv6 address, and must stay at its origin.
+            None => Affinity::hash_of(ClientNetwork::of(self.context.client).bytes()),
         };
         Affinity { point, hash, sticky }
     }

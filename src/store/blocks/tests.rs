@@ -62,7 +62,7 @@ fn open(path: &Path) -> Blocks {
 }
 
 #[test]
-fn what_was_written_is_read_again_by_the_next_process_too() {
+fn written_pieces_are_read_again_by_the_next_process_too() {
     let (_directory, path) = file();
     let blocks = open(&path);
     let pieces: Vec<_> = (0..40).map(|it| (it, bytes(it, 0, it as usize * 97))).collect();
@@ -194,7 +194,7 @@ fn slots_behind_a_torn_one_do_not_come_back_later() {
 }
 
 #[test]
-fn what_is_too_long_for_a_block_is_left_out() {
+fn a_piece_too_long_for_a_block_is_left_out() {
     let (_directory, path) = file();
     let blocks = open(&path);
     let long = (1, bytes(1, 0, BLOCK as usize));

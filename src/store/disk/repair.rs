@@ -27,7 +27,7 @@ impl Disk {
         let (path, bytes) = (layout::data_file(&self.directory.path), self.directory.bytes);
         let blocks = Blocks::open(&path, bytes, self.block_bytes() as u64, self.reserve)?;
         if self.preallocate {
-            // It grows as far as there is space; a lack of it is logged below.
+            // The file grows as far as there is space; a lack of space is logged below.
             let _ = blocks.grow(blocks.count());
         }
         self.log_space(&blocks);

@@ -101,7 +101,7 @@ impl Disk {
     fn written(&self, job: WriteJob) {
         if let Some(site) = &job.site {
             let bytes = bytes_on_disk(&job.piece);
-            site.written(u64::from(bytes), job.key.is_head());
+            site.written(u64::from(bytes), &job.key);
             self.census.add(job.key, &site.name, bytes);
         }
         job.done.map(|done| done.send(true));

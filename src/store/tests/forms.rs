@@ -227,12 +227,33 @@ async fn hits_find_the_forms_of_all_codings_in_whatever_order_lookups_found_them
                 assert!(Arc::ptr_eq(&source.used_form(*coding).unwrap(), form));
             }
         }
-        // A form that goes takes the pointers to the later ones along, until a lookup finds them again.
-        for (coding, form) in forms {
-            here.tiers.memory.evict_all();
+        // A form that leaves memory takes its pointer along. Two lookups of each of the others find all of them again.
+        here.tiers.memory.evict_all();
+        while let Some((coding, form)) = forms.pop() {
             drop(form);
             assert!(source.used_form(coding).is_none());
+            for (_, form) in forms.iter().chain(&forms) {
+                source.next_form.put_first(form);
+            }
+            for (coding, form) in &forms {
+                assert!(Arc::ptr_eq(&source.used_form(*coding).unwrap(), form));
+            }
         }
+    }
+}
+
+#[tokio::test]
+async fn the_form_that_a_lookup_found_last_is_first() {
+    let here = open(&small()).await;
+    let source = store(&here, URL, &bytes(20_000)).await;
+    let forms = Form::ALL.map(|coding| here.put_form(form_of(&source, coding), bytes(5)));
+    for at in [0, 1, 0, 3, 2, 2, 1, 3] {
+        current(here.form_now(hash(), &source, Form::ALL[at]));
+        let first = source.next_form.first().unwrap();
+        assert!(Arc::ptr_eq(&first, &forms[at]), "{at}");
+    }
+    for (coding, form) in Form::ALL.into_iter().zip(&forms) {
+        assert!(Arc::ptr_eq(&source.used_form(coding).unwrap(), form));
     }
 }
 

@@ -53,6 +53,72 @@ fn sockets_are_polled_after_each_turn() {
     }
 }
 
+/// However many bodies are coded at the same time.
+#[test]
+fn sockets_are_polled_after_each_turn_of_any_body() {
+    use std::cell::Cell;
+    use std::rc::Rc;
+    use tokio::io::AsyncReadExt;
+    use tokio::task::spawn_local;
+
+    const LENGTH: usize = 100_000;
+
+    async fn check(coding: Coding) {
+        let recorder = recorder();
+        let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
+        let there = Rc::new((there, Cell::new(false)));
+        let counted = recorder.clone();
+        let reader = spawn_local(async move {
+            here.read_exact(&mut [0; 1]).await.unwrap();
+            counted.metrics().total(Metric::CoderBytesIn, 0)
+        });
+        let coders = [(); 8].map(|()| {
+            let content =
+                crate::body::pieces(text(LENGTH).chunks(1 << 15).map(Bytes::copy_from_slice));
+            let mut body = encode(content, level(coding), None, &recorder);
+            let (there, mut coded) = (there.clone(), Vec::new());
+            spawn_local(std::future::poll_fn(move |cx| {
+                loop {
+                    match body.poll_frame(cx) {
+                        Poll::Ready(Some(frame)) => {
+                            coded.extend_from_slice(&frame.unwrap().into_data().unwrap());
+                        }
+                        Poll::Ready(None) => return Poll::Ready(std::mem::take(&mut coded)),
+                        Poll::Pending => break,
+                    }
+                }
+                if !there.1.replace(true) {
+                    there.0.try_write(b"x").unwrap();
+                }
+                Poll::Pending
+            }))
+        });
+        let bytes = reader.await.unwrap();
+        let turn = Encoder::new(level(coding), None).turn().bytes as u64;
+        assert!(
+            (1..=2 * turn).contains(&bytes),
+            "{coding}: {bytes} bytes before the sockets were polled"
+        );
+        for coder in coders {
+            let coded = coder.await.unwrap();
+            assert!(piped(decoder_of(coding), &coded) == text(LENGTH), "{coding}");
+        }
+    }
+
+    let worker = std::thread::spawn(|| {
+        super::super::encoder::prepare_thread();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let options = tokio::runtime::LocalOptions::default();
+        let runtime = runtime.enable_all().build_local(options).unwrap();
+        runtime.block_on(async {
+            for coding in CODINGS {
+                check(coding).await;
+            }
+        });
+    });
+    worker.join().unwrap();
+}
+
 pub(super) const CODINGS: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
 pub(super) const NO_LIMIT: DecodeLimit = DecodeLimit { bytes_max: u64::MAX, ratio_max: u32::MAX };
 
@@ -262,11 +328,47 @@ fn others_get_their_turn_after_a_few_kib() {
         let turn = Encoder::new(level(coding), None).turn().bytes;
         let coded = encoded([Step::Data(zeros.clone())], coding);
         assert_eq!(coded.wakes, coded.waits.len());
-        let (most, waits) = ((4 << 20) / turn, coded.waits.len());
+        // Reading the piece is a turn, too.
+        let (most, waits) = ((4 << 20) / turn + 1, coded.waits.len());
         assert!((most * 9 / 10..=most + 1).contains(&waits), "{coding} {waits} of {most}");
         let back = decoded(coded.bytes.into(), coding, NO_LIMIT);
         assert!(back.bytes == zeros);
         assert!((50..=256).contains(&back.waits.len()), "{coding} {}", back.waits.len());
+    }
+}
+
+/// A body that is coded at once is one turn.
+#[test]
+fn short_content_is_coded_at_once_only_as_far_as_its_level_is_fast() {
+    let check = |coding, level, bytes_max: usize| {
+        let level = Level::new(coding, level).unwrap();
+        let is_at_once = |length| {
+            let body = encode(text(length).into(), level, Some(length as u64), &recorder());
+            let is_at_once = body.exact_length().is_some();
+            assert!(piped(decoder_of(coding), &read(body).bytes) == text(length), "{level:?}");
+            is_at_once
+        };
+        assert_eq!((is_at_once(bytes_max), is_at_once(bytes_max + 1)), (true, false), "{level:?}");
+    };
+    check(Coding::Zstd, 3, 12 << 10);
+    check(Coding::Zstd, 9, 4 << 10);
+    check(Coding::Brotli, 4, 8 << 10);
+    check(Coding::Brotli, 11, 4 << 10);
+    check(Coding::Gzip, 9, 12 << 10);
+}
+
+/// A slice that the worker has read from disk is coded in the next turn.
+#[test]
+fn a_long_piece_is_read_in_a_turn_of_its_own() {
+    for coding in CODINGS {
+        let coded_by_the_first_wait = |length| {
+            let recorder = recorder();
+            let piece = [Step::Data(text(length))];
+            read_until(&mut encode(script(piece), level(coding), None, &recorder), 1);
+            recorder.metrics().total(Metric::CoderBytesIn, 0)
+        };
+        assert_eq!(coded_by_the_first_wait(LONG_PIECE_BYTES), 0, "{coding}");
+        assert!(coded_by_the_first_wait(LONG_PIECE_BYTES - 1) > 0, "{coding}");
     }
 }
 
@@ -281,6 +383,24 @@ fn trailers_follow_and_a_break_is_passed_on() {
         let broken = encoded([Step::Data("hello".into()), Step::Break], coding);
         assert_eq!(broken.error.as_deref(), Some("cut off"));
         assert!(broken.ended);
+    }
+}
+
+/// A digest of the content before would make a client that checks it discard what it has decoded.
+#[test]
+fn trailers_that_describe_the_bytes_before_are_left_out() {
+    for coding in CODINGS {
+        let mut fields = HeaderMap::new();
+        fields.insert("content-digest", "sha-256=:AAAA:".parse().unwrap());
+        fields.insert("etag", "\"v1\"".parse().unwrap());
+        let digest = Step::Trailers(fields.clone());
+        assert_eq!(encoded([Step::Data("hello".into()), digest], coding).trailers, None);
+        fields.insert("x-checksum", "1".parse().unwrap());
+        let coded = encoded([Step::Data("hello".into())], coding).bytes;
+        let steps = [Step::Data(coded.into()), Step::Trailers(fields)];
+        let decoded = read(decode(script(steps), coding, NO_LIMIT, &recorder()));
+        let left = decoded.trailers.expect("one is left");
+        assert_eq!((left.len(), left.contains_key("x-checksum")), (1, true));
     }
 }
 
@@ -325,7 +445,7 @@ fn a_bomb_stops_at_the_limit() {
 }
 
 #[test]
-fn what_is_coded_is_counted() {
+fn coded_bodies_are_counted() {
     let recorder = recorder();
     let coded = read(encode(text(100_000), level(Coding::Gzip), &recorder));
     let broken = read(decode("no gzip".into(), Coding::Gzip, NO_LIMIT, &recorder));

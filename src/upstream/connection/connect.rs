@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::super::error::FetchError;
@@ -20,6 +20,7 @@ use super::super::pool::Pool;
 use super::super::pool::members::Member;
 use super::super::resolve::Resolver;
 use super::super::settings::Protocol;
+use super::HttpVersion;
 use super::io::{ConnectionSlot, Io, Stream};
 use crate::metrics::{Metric, Recorder};
 
@@ -29,8 +30,8 @@ pub(in crate::upstream) struct Target<'a> {
     pub(in crate::upstream) origin: &'a Member,
     /// Varies which of several addresses is tried first.
     pub(in crate::upstream) turn: usize,
-    /// The request asks for another protocol: only an HTTP/1.1 connection can be handed over.
-    pub(in crate::upstream) upgrade: bool,
+    /// The connection must not become one of HTTP/2, whatever the pool prefers.
+    pub(in crate::upstream) http1_only: bool,
     /// Bytes to send before all others: a PROXY protocol header, or none.
     pub(in crate::upstream) preface: &'a [u8],
 }
@@ -38,17 +39,20 @@ pub(in crate::upstream) struct Target<'a> {
 /// An open connection.
 pub(in crate::upstream) struct Connected {
     pub(in crate::upstream) io: Io,
-    pub(in crate::upstream) http2: bool,
+    pub(in crate::upstream) version: HttpVersion,
     /// `None`: it is over a Unix socket.
     pub(in crate::upstream) address: Option<SocketAddr>,
+    pub(in crate::upstream) round_trip: Duration,
 }
 
 /// An open connection without the bookkeeping of a core.
 pub(in crate::upstream) struct Dialed {
     pub(in crate::upstream) stream: Stream,
-    pub(in crate::upstream) http2: bool,
+    pub(in crate::upstream) version: HttpVersion,
     /// `None`: it is over a Unix socket.
     pub(in crate::upstream) address: Option<SocketAddr>,
+    /// The time that opening the connection took, without TLS: a round trip, or longer.
+    pub(in crate::upstream) round_trip: Duration,
 }
 
 /// Opens the connection that `slot` was taken for.
@@ -62,8 +66,8 @@ pub(in crate::upstream) async fn connect(
     recorder: &Recorder,
 ) -> Result<Connected, FetchError> {
     recorder.count(Metric::UpstreamConnects);
-    let Dialed { stream, http2, address } = dial(target, resolver).await?;
-    Ok(Connected { io: Io::new(stream, slot), http2, address })
+    let Dialed { stream, version, address, round_trip } = dial(target, resolver).await?;
+    Ok(Connected { io: Io::new(stream, slot), version, address, round_trip })
 }
 
 /// Opens a connection that counts towards no limit: for [`connect`], and for health checks, which
@@ -75,10 +79,11 @@ pub(in crate::upstream) async fn dial(
     target: &Target<'_>,
     resolver: &Arc<Resolver>,
 ) -> Result<Dialed, FetchError> {
-    let Target { pool, origin, turn, upgrade, preface } = *target;
+    let Target { pool, origin, turn, http1_only, preface } = *target;
     let settings = pool.settings();
     let after = settings.deadlines.connect;
-    let may_be_http2 = settings.protocol == Protocol::Http2 && !upgrade;
+    let requires_http2 = settings.protocol == Protocol::Http2 && !http1_only;
+    let without_tls = if requires_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
     if let Some(path) = &origin.socket {
         let connected = timeout(after, connect_socket(path, preface)).await;
         let connected = connected
@@ -88,41 +93,52 @@ pub(in crate::upstream) async fn dial(
             address: None,
             source,
         })?;
-        return Ok(Dialed { stream: Stream::Unix(stream), http2: may_be_http2, address: None });
+        return Ok(Dialed {
+            stream: Stream::Unix(stream),
+            version: without_tls,
+            address: None,
+            round_trip: Duration::ZERO,
+        });
     }
-    let (stream, address) = timeout(after, async {
+    let (stream, address, round_trip) = timeout(after, async {
         let addresses = match origin.address {
             Some(address) => [address].into(),
             None => resolver.addresses(&origin.host_name).await?,
         };
+        let began = Instant::now();
         let connected = connect_any(origin, in_order(&addresses, origin.port, turn)).await;
         let (mut stream, address) = connected?;
+        let round_trip = began.elapsed();
         let _ = stream.set_nodelay(true);
         // A new connection takes a header at once.
         stream.write_all(preface).await.map_err(|source| {
             let address = Some(address);
             FetchError::Connect { origin: origin.name.clone(), address, source }
         })?;
-        Ok((stream, address))
+        Ok((stream, address, round_trip))
     })
     .await
     .unwrap_or_else(|_| Err(FetchError::ConnectTimeout { origin: origin.name.clone(), after }))?;
     let address = Some(address);
     let Some(tls) = &origin.tls else {
-        return Ok(Dialed { stream: Stream::Plain(stream), http2: may_be_http2, address });
+        let stream = Stream::Plain(stream);
+        return Ok(Dialed { stream, version: without_tls, address, round_trip });
     };
-    let config = if upgrade { &tls.config_http1 } else { &tls.config };
+    let config = if http1_only { &tls.config_http1 } else { &tls.config };
     let handshake = TlsConnector::from(config.clone()).connect(tls.server_name.clone(), stream);
     let after = settings.deadlines.tls;
     let stream = timeout(after, handshake)
         .await
         .map_err(|_| FetchError::TlsTimeout { origin: origin.name.clone(), after })?
         .map_err(|source| tls_error(origin, source))?;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    if settings.protocol == Protocol::Http2 && !http2 && !upgrade {
-        return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
-    }
-    Ok(Dialed { stream: Stream::Tls(Box::new(stream)), http2, address })
+    let version = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => HttpVersion::Http2,
+        _ if requires_http2 => {
+            return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
+        }
+        _ => HttpVersion::Http1,
+    };
+    Ok(Dialed { stream: Stream::Tls(Box::new(stream)), version, address, round_trip })
 }
 
 /// Connects to a Unix socket. While the backlog of its process is full, as the system says at once, it waits

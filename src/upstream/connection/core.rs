@@ -362,16 +362,21 @@ impl Active {
         }
     }
 
-    /// The response is whole. `has_content`: with some content.
-    pub(in crate::upstream) fn finished(&self, has_content: bool) {
-        self.end(if has_content { Outcome::Good } else { Outcome::Contentless }, "");
+    /// The response is whole, and has content.
+    pub(in crate::upstream) fn finished(&self) {
+        self.end(Outcome::Good, "");
+    }
+
+    /// The response is whole, and has no content.
+    pub(in crate::upstream) fn finished_without_content(&self) {
+        self.end(Outcome::Contentless, "");
     }
 
     fn end(&self, outcome: Outcome, cause: &str) {
         if self.has_ended.replace(true) {
             return;
         }
-        self.state.count_outcome(outcome.is_good());
+        self.state.count_outcome(outcome);
         let health = &self.state.member.health;
         let view = health.view();
         if outcome.is_good() && view.is_quiet() {

@@ -31,6 +31,7 @@ use super::super::error::{LinkError, NoHead, NoHeadReason};
 use super::super::exchange::patience::Patience;
 use super::super::exchange::request_body::ClientUpload;
 use super::super::settings::{self, PoolSettings};
+use super::connect::Connected;
 use super::io::{Io, Traffic};
 use crate::body::{Body, BodyError, BodySource};
 use crate::clock::whole_ms;
@@ -76,20 +77,21 @@ impl Drop for Share {
 }
 
 impl Http2 {
-    /// Starts HTTP/2 on `io`.
+    /// Starts HTTP/2 on a connection.
     pub(in crate::upstream) async fn open(
-        io: Io,
-        address: Option<SocketAddr>,
+        connected: Connected,
         opened_ms: u64,
         settings: &PoolSettings,
     ) -> Result<Rc<Self>, LinkError> {
+        let Connected { io, address, round_trip, .. } = connected;
         let traffic = io.traffic();
+        let windows = Windows::of(round_trip, settings.streams_max);
         let header_bytes_max = settings.header_bytes_max;
         let pings = PingTimes::of(&settings.keep_alive);
         let (sender, mut connection) = Builder::new()
             .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
             .max_header_list_size(u32::try_from(header_bytes_max).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .handshake::<_, Bytes>(io)
@@ -210,6 +212,21 @@ impl Http2 {
                 Err(NoHead { why, body: None, sent: !is_refused, received: 0 })
             }
         }
+    }
+}
+
+/// The bytes of responses that the origin may send before they are read.
+struct Windows {
+    stream: u32,
+    /// All streams together never fill it: a response whose client does not read would hold up all others.
+    connection: u32,
+}
+
+impl Windows {
+    fn of(round_trip: Duration, streams_max: usize) -> Self {
+        let stream = if round_trip < FAR { NEAR_WINDOW } else { FAR_WINDOW };
+        let streams_max = u32::try_from(streams_max).unwrap_or(u32::MAX);
+        Self { stream, connection: stream.saturating_mul(streams_max).min(WINDOW_MAX) }
     }
 }
 
@@ -522,8 +539,13 @@ impl Received {
     }
 }
 
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// A response whose client does not read holds so much memory. At a round trip of [`FAR`], this is 50 MB/s.
+const NEAR_WINDOW: u32 = 256 << 10;
+/// The same for an origin that is far: 10 MB/s at a round trip of 100 ms.
+const FAR_WINDOW: u32 = 1 << 20;
+const FAR: Duration = Duration::from_millis(5);
+/// The largest window of HTTP/2 (RFC 9113 §6.9.1).
+const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Maximum number of bytes of a request body that are queued for the socket.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Interim responses before the final one; more is a flood.

@@ -10,3 +10,12 @@ pub(in crate::upstream) mod io;
 pub(in crate::upstream) mod proxy_header;
 pub(in crate::upstream) mod tls;
 pub(in crate::upstream) mod tunnel;
+
+/// The version of HTTP on a connection to an origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum HttpVersion {
+    /// HTTP/1.1: one request at a time.
+    Http1,
+    /// HTTP/2: requests share the connection.
+    Http2,
+}

@@ -16,13 +16,15 @@ pub(super) struct FileReader {
     defaults: MemberDefaults,
     /// As last read; `None`: it was not read yet.
     read: Option<Option<Stamp>>,
+    /// Whether the last reading gave origins.
+    has_origins: bool,
     /// As last looked at.
     seen: Option<Stamp>,
 }
 
 impl FileReader {
     pub(super) fn new(path: PathBuf, defaults: MemberDefaults) -> Self {
-        Self { path, defaults, read: None, seen: None }
+        Self { path, defaults, read: None, has_origins: false, seen: None }
     }
 
     pub(super) async fn next(&mut self) -> SourceReply {
@@ -34,12 +36,17 @@ impl FileReader {
         let stamp = stamp.await.unwrap_or_default();
         let is_steady = self.read.is_none() || stamp == self.seen;
         self.seen = stamp;
+        if self.read == Some(stamp) && self.has_origins {
+            return SourceReply::confirmed(PERIOD);
+        }
         if self.read == Some(stamp) || !is_steady {
             return SourceReply::unchanged(PERIOD);
         }
         self.read = Some(stamp);
         let read = spawn_blocking(move || read_members_file(&path, defaults)).await;
-        match read.unwrap_or_else(|_| Err("reading it panicked".to_owned())) {
+        let read = read.unwrap_or_else(|_| Err("reading it panicked".to_owned()));
+        self.has_origins = read.as_ref().is_ok_and(|found| !found.is_empty());
+        match read {
             Ok(found) => SourceReply::origins(found, PERIOD),
             Err(reason) => SourceReply::failed(SourceFailure::new(reason), PERIOD),
         }

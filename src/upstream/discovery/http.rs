@@ -68,7 +68,7 @@ impl HttpReader {
         let late = |_| Err(SourceFailure::new(format!("no response within {after:?}")));
         match asked.unwrap_or_else(late) {
             Ok(Some(found)) => SourceReply::origins(found, next_in),
-            Ok(None) => SourceReply::unchanged(next_in),
+            Ok(None) => SourceReply::confirmed(next_in),
             Err(failure) => SourceReply::failed(failure, next_in),
         }
     }
@@ -80,7 +80,7 @@ impl HttpReader {
             pool: &self.pool,
             origin: server,
             turn: random_u64() as usize,
-            upgrade: true,
+            http1_only: true,
             preface: &[],
         };
         let dialed = dial(&target, &self.resolver).await.map_err(failure)?;
@@ -98,7 +98,8 @@ impl HttpReader {
             return Err(SourceFailure::new(format!("status {status}: expected 200")));
         }
         let found = parse(&content, self.defaults).map_err(failure)?;
-        self.tag = tag;
+        // An empty document must not be confirmed: the origins of before stay in use.
+        self.tag = tag.filter(|_| !found.is_empty());
         Ok(Some(found))
     }
 
@@ -133,7 +134,7 @@ async fn exchange(
     request: Request<Empty<Bytes>>,
 ) -> Result<(StatusCode, Option<HeaderValue>, Bytes), SourceFailure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
-    // It ends when the sender and the body are dropped.
+    // The task ends when the sender and the body are dropped.
     tokio::spawn(connection);
     let (head, body) = sender.send_request(request).await.map_err(failure)?.into_parts();
     let content = Limited::new(body, DOCUMENT_BYTES_MAX + 1).collect().await.map_err(failure)?;

@@ -182,8 +182,8 @@ pub(crate) async fn ask_once(
         let origins = match reply.news {
             Some(SourceNews::Origins(found)) => Ok(found.iter().map(Origin::url).collect()),
             Some(SourceNews::Failed(failure)) => Err(failure.reason),
-            // The first reply is never "unchanged".
-            None => Ok(Vec::new()),
+            // The first reply is neither.
+            Some(SourceNews::Confirmed) | None => Ok(Vec::new()),
         };
         replies.push((record.source.to_string(), origins));
     }

@@ -34,11 +34,17 @@ pub(super) fn publish(
             }
             return false;
         }
+        SourceNews::Confirmed => {
+            if roster.note_confirmed(source) {
+                log_recovery(pool, source);
+            }
+            return false;
+        }
         SourceNews::Origins(found) => found,
     };
     let Some(change) = roster.note_answer(source, &found) else { return false };
     if change.has_recovered {
-        tracing::info!(pool = %pool.name(), %source, "a source of origins answers again");
+        log_recovery(pool, source);
     }
     let outcome = match change.is_other {
         true => DiscoveryOutcome::Changed,
@@ -51,6 +57,10 @@ pub(super) fn publish(
         report(pool, source, &swap, recorder);
     }
     change.is_other
+}
+
+fn log_recovery(pool: &Pool, source: &MemberSource) {
+    tracing::info!(pool = %pool.name(), %source, "a source of origins answers again");
 }
 
 /// Puts the members of the changed roster in place.

@@ -18,6 +18,8 @@ pub(super) struct SourceReply {
 pub(super) enum SourceNews {
     /// All of its origins, in an order that depends on them alone.
     Origins(Vec<Origin>),
+    /// Its origins are still those that it has given last.
+    Confirmed,
     Failed(SourceFailure),
 }
 
@@ -42,6 +44,11 @@ impl SourceReply {
         Self { news: Some(SourceNews::Failed(failure)), next_in }
     }
 
+    pub(super) fn confirmed(next_in: Duration) -> Self {
+        Self { news: Some(SourceNews::Confirmed), next_in }
+    }
+
+    /// Nothing is known that was not before.
     pub(super) fn unchanged(next_in: Duration) -> Self {
         Self { news: None, next_in }
     }

@@ -41,9 +41,10 @@ impl FetchError {
             Self::ResponseTimeout { .. } => ProxyError::HttpResponseTimeout,
             Self::HeaderSize { .. } => ProxyError::HttpResponseHeaderSectionSize,
             Self::TransferCoding { .. } => ProxyError::HttpResponseTransferCoding,
-            Self::Protocol { .. } | Self::FramedTwice { .. } | Self::FieldsDiffer { .. } => {
-                ProxyError::HttpProtocolError
-            }
+            Self::Protocol { .. }
+            | Self::FramedTwice { .. }
+            | Self::FieldsDiffer { .. }
+            | Self::UnaskedNotModified { .. } => ProxyError::HttpProtocolError,
             Self::UnaskedUpgrade { .. } => ProxyError::HttpUpgradeFailed,
             Self::RequestBody { .. } => ProxyError::HttpRequestError,
         }
@@ -109,6 +110,7 @@ impl FetchError {
             | Self::TransferCoding { .. }
             | Self::FramedTwice { .. }
             | Self::FieldsDiffer { .. }
+            | Self::UnaskedNotModified { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. }
             | Self::FailedAtPeer { .. }
@@ -144,6 +146,7 @@ impl FetchError {
             | Self::TransferCoding { .. }
             | Self::FramedTwice { .. }
             | Self::FieldsDiffer { .. }
+            | Self::UnaskedNotModified { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. } => RetryReason::Invalid,
         })
@@ -176,6 +179,7 @@ impl FetchError {
             | Self::TransferCoding { .. }
             | Self::FramedTwice { .. }
             | Self::FieldsDiffer { .. }
+            | Self::UnaskedNotModified { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. } => Some(Outcome::Faulty),
         }

@@ -222,6 +222,12 @@ pub(crate) enum FetchError {
         /// The field.
         field: HeaderName,
     },
+    /// A 304 (Not Modified) to a request without a condition: nothing that the client holds is confirmed by it.
+    #[error("{origin} sent 304 (Not Modified) to a request without a condition")]
+    UnaskedNotModified {
+        /// `host:port`.
+        origin: Arc<str>,
+    },
     /// The response is not valid HTTP.
     #[error("the response of {origin} is not valid HTTP: {source}")]
     Protocol {
@@ -321,6 +327,7 @@ impl FetchError {
             | Self::HeaderSize { origin, .. }
             | Self::TransferCoding { origin }
             | Self::FramedTwice { origin }
+            | Self::UnaskedNotModified { origin }
             | Self::Protocol { origin, .. }
             | Self::UnaskedUpgrade { origin } => Some(origin),
         }

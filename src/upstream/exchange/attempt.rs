@@ -18,6 +18,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::super::choice::Chosen;
+use super::super::connection::HttpVersion;
 use super::super::connection::connect::{Connected, Target, connect};
 use super::super::connection::core::{Active, Core};
 use super::super::connection::http1::Http1;
@@ -38,6 +39,7 @@ use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
 use super::resume::{ResumedBody, Resumption};
 use super::{Times, UpstreamResponse};
 use crate::body::{Body, BodyError, BodyFault, BodySource};
+use crate::fields::ranges::is_conditional;
 use crate::interim::Interims;
 use crate::labels::RetryReason;
 use crate::metrics::Metric;
@@ -51,7 +53,7 @@ pub(in crate::upstream) struct Attempt<'a> {
     pub(in crate::upstream) number: u32,
     pub(in crate::upstream) pace: PaceRef<'a>,
     pub(in crate::upstream) limits: Limits,
-    /// It waits in the pool's queue for a connection.
+    /// The attempt waits in the pool's queue for a connection.
     pub(in crate::upstream) is_queued: Cell<bool>,
 }
 
@@ -86,7 +88,7 @@ impl Attempt<'_> {
                     let mut before = http1.before(&upload);
                     // The block ends before the await, so that the future does not hold the request.
                     let mut response = pin!({
-                        let request = self.request(body, &upload, false);
+                        let request = self.request(body, &upload, HttpVersion::Http1);
                         http1.send(request)
                     });
                     poll_fn(|cx| http1.poll_head(cx, response.as_mut(), &mut before, &patience))
@@ -95,7 +97,7 @@ impl Attempt<'_> {
                 }
                 Link::Http2(http2) => {
                     let exchange = {
-                        let request = self.request(body, &upload, true);
+                        let request = self.request(body, &upload, HttpVersion::Http2);
                         let hear = |interim: &Response<()>| self.pass_on_interim(interim);
                         Box::pin(http2.head(request, hear, &patience, &upload))
                     };
@@ -215,7 +217,7 @@ impl Attempt<'_> {
     async fn open(&self) -> Result<Link, NotOpened> {
         let may_share = || {
             self.outgoing.intent.upgrade.is_none()
-                && self.chosen.member.speaks_http2.get() != Some(false)
+                && self.chosen.member.http_version.get() != Some(HttpVersion::Http1)
         };
         while may_share()
             && let Some(opening) = self.chosen.member.opening()
@@ -229,7 +231,7 @@ impl Attempt<'_> {
                 return Err(NotOpened { error, is_anothers: true });
             }
             if !opening.is_shared.get() {
-                // It cannot be shared, or was given up. Waiting for others could take as long again.
+                // The connection cannot be shared, or was given up. Waiting for others could take as long again.
                 break;
             }
         }
@@ -245,26 +247,26 @@ impl Attempt<'_> {
 
     async fn open_alone(&self) -> Result<Link, FetchError> {
         let Outgoing { core, state, intent, .. } = self.outgoing;
-        let upgrade = intent.upgrade.is_some();
+        // Only an HTTP/1.1 connection can be handed over.
+        let http1_only = intent.upgrade.is_some();
         let Core { resolver, recorder, .. } = &***core;
         let turn = state.turn.get();
         let slot = self.slot().await?;
         let header = |version| proxy_header::header(version, intent.proxied.as_deref());
         let preface = &self.proxy_version().map(header).unwrap_or_default();
         let connected = connect(
-            &Target { pool: &state.pool, origin: self.origin(), turn, upgrade, preface },
+            &Target { pool: &state.pool, origin: self.origin(), turn, http1_only, preface },
             slot,
             resolver,
             recorder,
         )
         .await?;
-        if !upgrade {
-            self.chosen.member.speaks_http2.set(Some(connected.http2));
+        if !http1_only {
+            self.chosen.member.http_version.set(Some(connected.version));
         }
-        let opened = if connected.http2 {
-            self.open_http2(connected).await.map(Link::Http2)
-        } else {
-            self.open_http1(connected).await.map(Link::Http1)
+        let opened = match connected.version {
+            HttpVersion::Http1 => self.open_http1(connected).await.map(Link::Http1),
+            HttpVersion::Http2 => self.open_http2(connected).await.map(Link::Http2),
         };
         opened.map_err(|source| FetchError::Protocol { origin: self.origin().name.clone(), source })
     }
@@ -303,6 +305,7 @@ impl Attempt<'_> {
         let settings = self.outgoing.state.pool.settings();
         let mut builder = http1::Builder::new();
         builder.max_header_size(settings.header_bytes_max);
+        builder.max_buf_size(READ_BYTES_MAX.max(settings.header_bytes_max));
         if settings.header_count_max != HEADERS_ON_STACK {
             builder.max_headers(settings.header_count_max);
         }
@@ -316,16 +319,20 @@ impl Attempt<'_> {
     }
 
     async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {
-        let Connected { io, address, .. } = connected;
         let settings = self.outgoing.state.pool.settings();
         let now_ms = self.outgoing.core.timers.now_ms();
-        let http2 = Http2::open(io, address, now_ms, settings).await?;
+        let http2 = Http2::open(connected, now_ms, settings).await?;
         self.chosen.member.add_http2(&http2);
         Ok(Share::of(&http2))
     }
 
     /// The request as it is sent on a connection.
-    fn request(&self, body: Body, upload: &Rc<ClientUpload>, is_http2: bool) -> Request<Body> {
+    fn request(
+        &self,
+        body: Body,
+        upload: &Rc<ClientUpload>,
+        version: HttpVersion,
+    ) -> Request<Body> {
         let Outgoing { core, state, intent, request, .. } = self.outgoing;
         let has_content = !body.is_end_stream();
         let mut request = request().map(|()| body);
@@ -334,7 +341,7 @@ impl Attempt<'_> {
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
         let present = Present::among(request.headers());
-        fields::direct(&mut request, present, self.origin(), is_http2);
+        fields::direct(&mut request, present, self.origin(), version);
         if let Some(access) = &state.pool.access {
             access.authorize(&mut request, core.clock.now());
         }
@@ -345,7 +352,7 @@ impl Attempt<'_> {
         if has_content {
             request = request.map(|body| upload.watch(body));
         }
-        if is_http2 {
+        if version == HttpVersion::Http2 {
             if let Some(acknowledged) = &intent.acknowledged {
                 acknowledged.note_sent();
             }
@@ -355,15 +362,21 @@ impl Attempt<'_> {
             return request;
         }
         fields::frame_content(&mut request, present);
-        if let Some(interims) = self.interims() {
-            let (interims, recorder) = (interims.clone(), core.recorder.clone());
-            hyper::ext::on_informational(&mut request, move |received| {
-                fields::pass_on(&interims, &recorder, received.status(), received.headers());
-            });
-        }
-        if present.expect && has_content {
+        let held = (present.expect && has_content).then(|| {
             let timeout = state.pool.settings().deadlines.expect_continue;
-            request = hold_for_continue(request, timeout);
+            hold_for_continue(&mut request, timeout)
+        });
+        let interims = self.interims().cloned();
+        if held.is_some() || interims.is_some() {
+            let recorder = core.recorder.clone();
+            // hyper keeps one callback for a request.
+            hyper::ext::on_informational(&mut request, move |received| {
+                if received.status() == StatusCode::CONTINUE {
+                    held.iter().for_each(|held| held.permit());
+                } else if let Some(interims) = &interims {
+                    fields::pass_on(interims, &recorder, received.status(), received.headers());
+                }
+            });
         }
         request
     }
@@ -463,6 +476,11 @@ impl Attempt<'_> {
             origin: self.origin().name.clone(),
             field,
         })?;
+        if head.status == StatusCode::NOT_MODIFIED
+            && !is_conditional((self.outgoing.request)().headers())
+        {
+            return Err(FetchError::UnaskedNotModified { origin: self.origin().name.clone() });
+        }
         let upgrade = Upgrade::of(head.status);
         let is_of_peer = self.outgoing.state.pool.settings().is_of_peers;
         let verdict = is_of_peer.then(|| head.headers.remove(HOP)).flatten();
@@ -620,7 +638,7 @@ struct Awaited {
 /// No connection could be opened.
 struct NotOpened {
     error: FetchError,
-    /// It is the failure of another request's connection, which this one waited for.
+    /// The error is of another request's connection, which this one waited for.
     is_anothers: bool,
 }
 
@@ -635,3 +653,6 @@ struct Exchanged {
 
 /// hyper parses this many fields without an allocation.
 const HEADERS_ON_STACK: usize = 100;
+/// Bytes of one read from an origin, of which a body's frames are made. hyper's default is 400 KiB, which takes half a millisecond
+/// in which no other request of the core is served.
+const READ_BYTES_MAX: usize = 64 << 10;

@@ -14,6 +14,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
 
+use super::super::connection::HttpVersion;
 use super::super::pool::members::Member;
 use crate::body::{Body, BodySource};
 use crate::fields::{members, number};
@@ -50,7 +51,7 @@ pub(in crate::upstream) fn direct(
     request: &mut Request<Body>,
     present: Present,
     origin: &Member,
-    http2: bool,
+    version: HttpVersion,
 ) {
     if let Some(host) = &origin.host {
         request.headers_mut().insert(HOST, host.clone());
@@ -59,7 +60,7 @@ pub(in crate::upstream) fn direct(
         let host = HeaderValue::from_str(authority).expect("an authority is a field value");
         request.headers_mut().insert(HOST, host);
     }
-    if http2 {
+    if version == HttpVersion::Http2 {
         let host = request.headers_mut().remove(HOST);
         let authority = host.and_then(|host| host.as_bytes().try_into().ok());
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_is_dropped_and_of_a_101_and_a_426_upgrade_stays() {
+    fn fields_that_connection_names_are_dropped_and_upgrade_stays_in_a_101_and_a_426() {
         let received = || {
             let mut headers = HeaderMap::new();
             headers.append(CONNECTION, HeaderValue::from_static("Upgrade, x-hop"));

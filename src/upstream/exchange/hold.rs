@@ -64,7 +64,7 @@ pub(in crate::upstream) struct HeldContent {
     trailers: Option<HeaderMap>,
     /// The end of the response has arrived.
     pub(in crate::upstream) is_whole: bool,
-    /// It is held until then, a time of [`super::deadline::Timers::now_ms`].
+    /// The content is held until then, a time of [`super::deadline::Timers::now_ms`].
     until_ms: u64,
     _reserved: Reserved,
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{Request, StatusCode};
+use http::Request;
 
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 
@@ -71,43 +71,41 @@ impl Drop for WatchedBody {
     }
 }
 
-/// Holds a request's body back until the origin sends 100 (Continue), or `after` has passed
-/// (RFC 9110 §10.1.1). HTTP/1.1 only.
+/// Holds a request's body back until its [`HeldUpload::permit`] is called for a 100 (Continue) of the origin, or `after`
+/// has passed (RFC 9110 §10.1.1). HTTP/1.1 only.
 ///
 /// The listener sends its own 100 when the client's body is first polled. So the client, too,
 /// waits for the origin's decision, and a 417 reaches it before it has sent any of the body.
 pub(in crate::upstream) fn hold_for_continue(
-    request: Request<Body>,
+    request: &mut Request<Body>,
     after: Duration,
-) -> Request<Body> {
+) -> HeldUpload {
     let permit = Arc::new(Permit::default());
-    let given = permit.clone();
-    let mut request = request.map(|body| {
-        Body::stream(DelayedBody { body, permit, patience: Box::pin(tokio::time::sleep(after)) })
-    });
-    hyper::ext::on_informational(&mut request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
-            given.give();
-        }
-    });
-    request
+    let body = std::mem::take(request.body_mut());
+    let patience = Box::pin(tokio::time::sleep(after));
+    *request.body_mut() = Body::stream(DelayedBody { body, permit: permit.clone(), patience });
+    HeldUpload(permit)
 }
 
-/// Whether a body may be sent. hyper's callback shares it and must be `Sync`.
-#[derive(Default)]
-struct Permit {
-    given: AtomicBool,
-    waker: Mutex<Option<Waker>>,
-}
+/// A request's body that is held back. hyper's callback shares it and must be `Sync`.
+pub(in crate::upstream) struct HeldUpload(Arc<Permit>);
 
-impl Permit {
-    fn give(&self) {
-        self.given.store(true, Ordering::Release);
-        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+impl HeldUpload {
+    /// Lets the body be sent.
+    pub(in crate::upstream) fn permit(&self) {
+        self.0.given.store(true, Ordering::Release);
+        let waker = self.0.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
+}
+
+/// Whether a body may be sent.
+#[derive(Default)]
+struct Permit {
+    given: AtomicBool,
+    waker: Mutex<Option<Waker>>,
 }
 
 struct DelayedBody {

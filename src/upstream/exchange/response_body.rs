@@ -82,7 +82,10 @@ impl Content {
                 let (first, incoming) = match http1.body_at_once(incoming) {
                     ReadyBody::Whole(body) => {
                         active.answered();
-                        active.finished(!BodySource::is_end_stream(&body));
+                        match BodySource::is_end_stream(&body) {
+                            true => active.finished_without_content(),
+                            false => active.finished(),
+                        }
                         active.give_back(http1);
                         return Self::Whole(body);
                     }
@@ -95,7 +98,7 @@ impl Content {
             }
             (_, incoming) if incoming.is_end_stream() => {
                 active.answered();
-                active.finished(false);
+                active.finished_without_content();
                 return Self::Whole(Body::Empty);
             }
             (link, incoming) => (None, incoming, link),
@@ -282,7 +285,7 @@ impl ResponseBody {
 
     /// The body has ended: its connection is free for the next request.
     fn finish(&mut self) {
-        self.active.finished(true);
+        self.active.finished();
         if let Some(Link::Http1(http1)) = self.link.take() {
             self.active.give_back(http1);
         }

@@ -132,6 +132,11 @@ impl Resumption {
             let (status, headers) = (response.status(), response.headers());
             let answer = judge(&asked, Some(&validator), complete_length, status, headers);
             let PartAnswer::Part { complete_length, .. } = answer else { return None };
+            // Without a length, the end of a shorter part would be taken for that of the object.
+            let has_end = asked.end < u64::MAX || complete_length.is_some();
+            if !has_end || headers.contains_key(CONTENT_ENCODING) {
+                return None;
+            }
             let members = pool.members();
             let member = members.iter().find(|member| member.name == origin);
             let member = member.map(|member| member.id);

@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::super::connection::HttpVersion;
 use super::super::connection::connect::{Dialed, Target, dial};
 use super::super::connection::io::Stream;
 use super::super::connection::proxy_header;
@@ -173,24 +174,24 @@ async fn test(
     let turn = random_u64() as usize;
     // A check speaks HTTP/1.1 unless the pool requires HTTP/2. A call of gRPC always speaks HTTP/2.
     let is_call = matches!(check.kind, CheckKind::Grpc(_));
-    let upgrade = pool.settings().protocol != Protocol::Http2 && !is_call;
+    let http1_only = pool.settings().protocol != Protocol::Http2 && !is_call;
     let preface = own_preface(pool);
-    let target = Target { pool, origin: member, turn, upgrade, preface: &preface };
+    let target = Target { pool, origin: member, turn, http1_only, preface: &preface };
     let dialed = dial(&target, resolver).await.map_err(|error| error.to_string())?;
     match &check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http(http) => {
-            let Dialed { stream, http2, .. } = dialed;
-            let request = check_request(http, member, http2);
+            let Dialed { stream, version, .. } = dialed;
+            let request = check_request(http, member, version);
             let mut request = request.map_err(|error| error.to_string())?;
             if let Some(access) = &pool.access {
                 access.authorize_check(&mut request, &[], clock.now());
             }
-            exchange(request, stream, http2, async |response| judge(http, response).await).await
+            exchange(request, stream, version, async |response| judge(http, response).await).await
         }
         CheckKind::Grpc(grpc) => {
-            let Dialed { stream, http2, .. } = dialed;
-            if matches!(stream, Stream::Tls(_)) && !http2 {
+            let Dialed { stream, version, .. } = dialed;
+            if matches!(stream, Stream::Tls(_)) && version == HttpVersion::Http1 {
                 return Err("the origin does not speak HTTP/2, which gRPC needs".to_owned());
             }
             let host = grpc.host_header.as_ref().or(member.host.as_ref());
@@ -200,7 +201,7 @@ async fn test(
             if let Some(access) = &pool.access {
                 access.authorize_check(&mut call, &question, clock.now());
             }
-            exchange(call, stream, true, grpc::judge).await
+            exchange(call, stream, HttpVersion::Http2, grpc::judge).await
         }
     }
 }
@@ -214,12 +215,12 @@ fn own_preface(pool: &Pool) -> Vec<u8> {
 fn check_request(
     check: &HttpCheck,
     member: &Member,
-    is_http2: bool,
+    version: HttpVersion,
 ) -> Result<Request<Empty<Bytes>>, http::Error> {
     let host = check.host_header.as_ref().or(member.host.as_ref());
     let request =
         Request::builder().method(check.method.clone()).header(USER_AGENT, USER_AGENT_VALUE);
-    if !is_http2 {
+    if version == HttpVersion::Http1 {
         let origin = HeaderValue::try_from(member.authority.as_str())?;
         let request =
             request.uri(Uri::from(check.path.clone())).header(HOST, host.unwrap_or(&origin));
@@ -236,23 +237,23 @@ fn check_request(
 async fn exchange<B>(
     request: Request<B>,
     stream: Stream,
-    is_http2: bool,
+    version: HttpVersion,
     judge: impl AsyncFnOnce(Response<Incoming>) -> Result<(), String>,
 ) -> Result<(), String>
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
     match stream {
-        Stream::Plain(stream) => exchange_over(request, stream, is_http2, judge).await,
-        Stream::Tls(stream) => exchange_over(request, *stream, is_http2, judge).await,
-        Stream::Unix(stream) => exchange_over(request, stream, is_http2, judge).await,
+        Stream::Plain(stream) => exchange_over(request, stream, version, judge).await,
+        Stream::Tls(stream) => exchange_over(request, *stream, version, judge).await,
+        Stream::Unix(stream) => exchange_over(request, stream, version, judge).await,
     }
 }
 
 async fn exchange_over<B>(
     request: Request<B>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    is_http2: bool,
+    version: HttpVersion,
     judge: impl AsyncFnOnce(Response<Incoming>) -> Result<(), String>,
 ) -> Result<(), String>
 where
@@ -260,7 +261,7 @@ where
 {
     let io = TokioIo::new(stream);
     let text = |error: hyper::Error| error.to_string();
-    if is_http2 {
+    if version == HttpVersion::Http2 {
         let (mut sender, connection) =
             http2::handshake(TokioExecutor::new(), io).await.map_err(text)?;
         let judged = async { judge(sender.send_request(request).await.map_err(text)?).await };
@@ -322,9 +323,9 @@ async fn connect_to_members_that_are_down(pool: &Arc<Pool>, parts: &Parts) {
             let (pool, parts) = (pool.clone(), parts.clone());
             connecting.spawn(async move {
                 let preface = own_preface(&pool);
-                let (turn, upgrade) = (0, false);
+                let (turn, http1_only) = (0, false);
                 let target =
-                    Target { pool: &pool, origin: &member, turn, upgrade, preface: &preface };
+                    Target { pool: &pool, origin: &member, turn, http1_only, preface: &preface };
                 let succeeded = dial(&target, &parts.resolver).await.is_ok();
                 let event = Event::Connected { succeeded };
                 record(&pool, &member, event, &parts.recorder, format_args!(""));

@@ -163,7 +163,7 @@ pub(in crate::upstream) enum Transition {
         why: Why,
         is_again: bool,
     },
-    /// It must have been ejected, but too many of the pool's origins are not up.
+    /// The origin should be ejected, but too many of the pool's origins are not up.
     EjectionRefused,
     /// Its breaker closed after a trial, or by its check.
     Closed,
@@ -171,7 +171,7 @@ pub(in crate::upstream) enum Transition {
     CheckPassed,
     /// Trials succeed while the check fails: it is used when no origin is up.
     CheckDoubted,
-    /// It accepts connections again, while its breaker is open.
+    /// The origin accepts connections again, while its breaker is open.
     Reachable,
 }
 

@@ -20,7 +20,7 @@ pub(in crate::upstream) struct Trial {
     member: Arc<Member>,
     recorder: Recorder,
     epoch: u16,
-    /// It is the pool's only one, because none of its members is up. False once the next may begin.
+    /// This trial is the only one in its pool, because none of the members is up. False once the next may begin.
     is_only_one: Cell<bool>,
     succeeded: Cell<Option<bool>>,
 }

@@ -11,13 +11,13 @@
 /// How an origin may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HealthClass {
-    /// It gets its share of the requests.
+    /// The origin gets its share of the requests.
     Up,
-    /// It has just come back, and gets a growing part of its share.
+    /// The origin has just come back, and gets a growing part of its share.
     Ramping,
     /// Its responses are faulty. It is used only when no origin is up.
     Ejected,
-    /// It cannot be reached, or its check fails. It gets nothing but trials.
+    /// The origin cannot be reached, or its check fails. It gets nothing but trials.
     Down,
     /// Operators drain it: it gets no new visitors.
     Draining,

@@ -26,9 +26,9 @@ pub(in crate::upstream) struct Places<'a> {
 /// Why a member has no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Shortage {
-    /// It has as many requests in flight as it may have.
+    /// The origin has as many requests in flight as it may have.
     Requests,
-    /// It has as many connections as it may have, and none is free on this core.
+    /// The origin has as many connections as it may have, and none is free on this core.
     Connections,
 }
 

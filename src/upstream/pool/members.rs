@@ -170,6 +170,10 @@ impl Members {
         self.origins[position].weight
     }
 
+    pub(in crate::upstream) fn priority(&self, position: usize) -> u16 {
+        self.origins[position].priority
+    }
+
     /// See [`ListedOrigin::source`].
     pub(in crate::upstream) fn source(&self, position: usize) -> Option<usize> {
         self.sources[position]

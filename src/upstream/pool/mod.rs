@@ -62,9 +62,9 @@ impl Pool {
         let health = previous.map(|pool| pool.health.clone()).unwrap_or_default();
         let queue = previous.map(|pool| pool.queue.clone()).unwrap_or_default();
         let alike = previous.filter(|pool| connects_alike(&pool.settings, &settings));
-        let roster = {
-            let before = previous.map(Self::roster);
-            Roster::new(definition, before.as_deref(), alike.is_some())?
+        let roster = match previous.map(Self::roster) {
+            Some(before) if alike.is_some() => before.redefined(definition)?,
+            before => Roster::new(definition, before.as_deref())?,
         };
         let known = alike.map(|pool| pool.members.load_full());
         let members = fixed_or_error(roster.build(&settings, known))?;
@@ -143,7 +143,7 @@ impl Pool {
         &self,
         definition: &PoolDefinition,
     ) -> Result<Arc<Members>, PoolError> {
-        let roster = Roster::new(definition, Some(&self.roster()), true)?;
+        let roster = self.roster().redefined(definition)?;
         let current = [self.members.load_full()];
         fixed_or_error(roster.build(&self.settings, current)).map(Arc::new)
     }
@@ -155,8 +155,8 @@ impl Pool {
         prepared: Arc<Members>,
     ) {
         let mut roster = self.roster();
-        // It cannot fail: the members were prepared.
-        let Ok(next) = Roster::new(definition, Some(&roster), true) else { return };
+        // This cannot fail: the members were prepared.
+        let Ok(next) = roster.redefined(definition) else { return };
         *roster = next;
         let build = roster.build(&self.settings, [prepared, self.members.load_full()]);
         self.replace_members(&mut roster, build.members);

@@ -37,6 +37,8 @@ pub(crate) struct OriginReport {
     pub ejections: u32,
     /// Its share of requests relative to the others.
     pub weight: u16,
+    /// Lower numbers are tried first.
+    pub priority: u16,
     /// The state and weight that operators have set.
     pub set: Option<OriginOverride>,
     /// The source that gives it, as in the configuration. `None`: the configuration lists it.
@@ -90,7 +92,8 @@ impl Pool {
             let counts = self.settings().counts_in_flight();
             let in_flight = counts.then(|| member.load.in_flight());
             let first_byte = member.first_byte.recent(monotonic_ms());
-            let of_member = report(member, members.weight(at), source(at));
+            let place = (members.weight(at), members.priority(at));
+            let of_member = report(member, place, source(at));
             OriginReport { set, in_flight, first_byte, ..of_member }
         };
         (0..members.len()).map(report).collect()
@@ -121,7 +124,7 @@ impl Pool {
     }
 }
 
-fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport {
+fn report(member: &Member, (weight, priority): (u16, u16), source: Option<String>) -> OriginReport {
     let (now_ms, state) = (monotonic_ms(), member.health.snapshot());
     let since = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms));
     let until = |at_ms: u64| Duration::from_millis(at_ms.saturating_sub(now_ms));
@@ -137,6 +140,7 @@ fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport 
         failures: state.failures,
         ejections: state.ejections,
         weight,
+        priority,
         set: None,
         in_flight: None,
         first_byte: None,

@@ -13,7 +13,7 @@ pub(crate) struct OriginOverride {
     pub state: Administrative,
     /// In place of the weight in the configuration, or of its source.
     pub weight: Option<u16>,
-    /// It stays after a restart of the node.
+    /// The override stays after a restart of the node.
     pub is_kept: bool,
 }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::super::choice::balance::Dice;
+use super::super::connection::HttpVersion;
 use super::super::connection::closing_time::ClosingTime;
 use super::super::connection::http1::Http1;
 use super::super::connection::http2::Http2;
 use super::super::error::FetchError;
 use super::super::exchange::Intent;
 use super::super::exchange::deadline::monotonic_ms;
+use super::super::health::Outcome;
 use super::super::load::percentiles::Percentiles;
 use super::super::settings::{Hedge, HedgeAfter, PoolSettings, Protocol, Scheme};
 use super::Pool;
@@ -56,8 +58,8 @@ pub(in crate::upstream) struct MemberState {
     pub(in crate::upstream) http2: RefCell<Vec<Rc<Http2>>>,
     /// Present while a connection is being opened that others may be able to share.
     opening: RefCell<Option<Rc<Opening>>>,
-    /// `None`: not known yet.
-    pub(in crate::upstream) speaks_http2: Cell<Option<bool>>,
+    /// The version on its connections. `None`: not known yet.
+    pub(in crate::upstream) http_version: Cell<Option<HttpVersion>>,
     /// Exchanges in flight.
     pub(in crate::upstream) active: Cell<usize>,
     /// When the last good response began, a time of [`super::super::exchange::deadline::Timers::now_ms`]; 0: there
@@ -78,7 +80,7 @@ pub(in crate::upstream) struct Idle {
 #[derive(Default)]
 pub(in crate::upstream) struct Opening {
     pub(in crate::upstream) done: Notify,
-    /// It can be shared.
+    /// The connection can be shared.
     pub(in crate::upstream) is_shared: Cell<bool>,
     /// Why it was not opened.
     pub(in crate::upstream) failure: RefCell<Option<FetchError>>,
@@ -175,10 +177,10 @@ impl MemberStates {
 
 impl MemberState {
     pub(in crate::upstream) fn new(member: &Arc<Member>, protocol: Protocol) -> Self {
-        let speaks_http2 = match (protocol, member.scheme) {
-            (Protocol::Http2, _) => Some(true),
+        let http_version = match (protocol, member.scheme) {
+            (Protocol::Http2, _) => Some(HttpVersion::Http2),
             (Protocol::Auto, Scheme::Https) => None,
-            _ => Some(false),
+            _ => Some(HttpVersion::Http1),
         };
         Self {
             member: member.clone(),
@@ -186,7 +188,7 @@ impl MemberState {
             closing: ClosingTime::default(),
             http2: RefCell::default(),
             opening: RefCell::default(),
-            speaks_http2: Cell::new(speaks_http2),
+            http_version: Cell::new(http_version),
             active: Cell::new(0),
             last_good_ms: Cell::new(0),
             tally: Cell::default(),
@@ -200,9 +202,9 @@ impl MemberState {
     }
 
     /// Counts an outcome for the error rate.
-    pub(in crate::upstream) fn count_outcome(&self, is_good: bool) {
+    pub(in crate::upstream) fn count_outcome(&self, outcome: Outcome) {
         let (good, bad) = self.tally.get();
-        self.tally.set(if is_good {
+        self.tally.set(if outcome.is_good() {
             (good.saturating_add(1), bad)
         } else {
             (good, bad.saturating_add(1))
@@ -238,7 +240,8 @@ impl MemberState {
         settings: &PoolSettings,
         intent: &Intent,
     ) -> bool {
-        let may_share = intent.upgrade.is_none() && self.speaks_http2.get() != Some(false);
+        let may_share =
+            intent.upgrade.is_none() && self.http_version.get() != Some(HttpVersion::Http1);
         let is_idle = !self.idle.borrow().is_empty();
         is_idle || may_share && (self.opening.borrow().is_some() || self.has_room(settings))
     }

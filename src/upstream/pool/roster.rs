@@ -57,7 +57,7 @@ impl SourceRecord {
 
 /// How an answer differs from the one before.
 pub(in crate::upstream) struct AnswerChange {
-    /// There was none before.
+    /// The source has not answered before.
     pub(in crate::upstream) is_first: bool,
     pub(in crate::upstream) is_other: bool,
     /// The source had failed since.
@@ -72,15 +72,14 @@ struct Vanished {
 }
 
 impl Roster {
-    /// The roster of a pool. Sources that `before` also has keep their last answers;
-    /// `keeps_members`: its vanished members can also be used.
+    /// The roster of a pool. Sources that `before` also has keep their last answers. Its vanished members are
+    /// forgotten, because their connections are of no use to the pool.
     ///
     /// # Errors
-    /// There are too many origins, or none and no source.
+    /// The pool has too many origins, or none and no source.
     pub(in crate::upstream) fn new(
         definition: &PoolDefinition,
         before: Option<&Self>,
-        keeps_members: bool,
     ) -> Result<Self, PoolError> {
         let PoolDefinition { settings, origins, sources } = definition;
         let (count, max) = (origins.len(), PoolSettings::MEMBERS_MAX);
@@ -97,13 +96,23 @@ impl Roster {
             })
         };
         let overrides = before.map(|before| before.overrides.clone()).unwrap_or_default();
-        let before = before.filter(|_| keeps_members);
-        let vanished = before.map(|before| before.vanished.clone()).unwrap_or_default();
-        let sources = sources.iter().map(record).collect();
-        Ok(Self { origins: origins.clone(), sources, vanished, overrides, is_closed: false })
+        let (origins, sources) = (origins.clone(), sources.iter().map(record).collect());
+        Ok(Self { origins, sources, vanished: Vec::new(), overrides, is_closed: false })
     }
 
-    /// Whether [`Roster::new`] would make the same one.
+    /// The roster of the pool with other origins and sources. Its vanished members can also be used.
+    ///
+    /// # Errors
+    /// As of [`Roster::new`].
+    pub(in crate::upstream) fn redefined(
+        &self,
+        definition: &PoolDefinition,
+    ) -> Result<Self, PoolError> {
+        let vanished = self.vanished.clone();
+        Ok(Self { vanished, ..Self::new(definition, Some(self))? })
+    }
+
+    /// Whether [`Roster::redefined`] would make the same one.
     pub(in crate::upstream) fn is_of(&self, definition: &PoolDefinition) -> bool {
         let sources = self.sources.iter().map(|record| &*record.source);
         self.origins == definition.origins && sources.eq(&definition.sources)
@@ -148,6 +157,14 @@ impl Roster {
             record.found = Some(found.into());
         }
         Some(change)
+    }
+
+    /// A source has confirmed its last answer. Returns whether it had failed since.
+    pub(in crate::upstream) fn note_confirmed(&mut self, source: &MemberSource) -> bool {
+        let record = self.record_mut(source).filter(|record| record.found.is_some());
+        let Some(record) = record else { return false };
+        record.answered_ms = Some(now_ms());
+        record.failure.take().is_some()
     }
 
     /// Takes an answer from before the process began. False: the roster has no such source, or a newer answer.

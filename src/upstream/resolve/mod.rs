@@ -1,7 +1,7 @@
 //! Resolves names to addresses: one resolver for the process, with its tasks on the background runtime.
 //!
-//! Answers are kept for their TTL and renewed shortly before its end. While DNS fails, the last good
-//! answers are used for longer. hickory-resolver sends the queries; the table of answers is our own,
+//! Answers are kept for their TTL and renewed shortly before its end. While name servers fail or are silent, the last
+//! good answers are used for longer (RFC 8767). hickory-resolver sends the queries; the table of answers is our own,
 //! because hickory's cache drops expired answers.
 
 pub(in crate::upstream) mod records;
@@ -20,7 +20,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{ResolverBuilder, TokioResolver};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::FetchError;
 use super::settings::DnsSettings;
@@ -42,8 +42,17 @@ struct Name {
     answer: Option<CachedAddresses>,
     /// The last failure, if it is newer than the last good answer.
     failure: Option<LookupFailure>,
-    /// Present during a query; the channel closes when the query is answered.
-    query: Option<watch::Receiver<()>>,
+    /// Present during a query.
+    query: Option<Query>,
+}
+
+/// A query that is under way.
+#[derive(Clone)]
+struct Query {
+    /// The channel closes when the query is answered.
+    ended: watch::Receiver<()>,
+    /// A stale answer is used from then on.
+    late_at: Instant,
 }
 
 #[derive(Clone)]
@@ -75,8 +84,8 @@ impl Resolver {
         Arc::new(Self { settings, names: Mutex::default(), servers, background, recorder })
     }
 
-    /// The addresses of a name or a literal address, never empty. Waits only if no usable answer is
-    /// known. The caller sets the deadline.
+    /// The addresses of a name or a literal address, never empty. Waits only if no answer within its TTL is
+    /// known, and at most [`STALE_AFTER`] if a stale one may be used. The caller sets the deadline.
     pub(crate) async fn addresses(
         self: &Arc<Self>,
         host: &Arc<str>,
@@ -84,13 +93,20 @@ impl Resolver {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok([address].into());
         }
-        let mut query = match self.known(host) {
+        let (mut query, stale) = match self.known(host) {
             Known::Answer(addresses) => return Ok(addresses),
             Known::Failure(failure) => return Err(self.error(host, failure)),
-            Known::Pending(query) => query,
+            Known::Pending(query, stale) => (query, stale),
         };
-        // The error means that the query has ended: the sender was dropped.
-        let _ = query.changed().await;
+        // The error of `changed` means that the query has ended: the sender was dropped.
+        if let Some(stale) = stale {
+            if timeout_at(query.late_at, query.ended.changed()).await.is_err() {
+                self.recorder.count(Metric::DnsStale);
+                return Ok(stale);
+            }
+        } else {
+            let _ = query.ended.changed().await;
+        }
         let now = Instant::now();
         let names = self.lock();
         let name = names.get(host);
@@ -123,13 +139,16 @@ impl Resolver {
         }
         match (answer, failed) {
             (Some(answer), _) if answer.valid_until > now => Known::Answer(answer.addresses),
-            (Some(answer), Some(_)) if self.usable(&answer, now) => {
+            // The last query has failed, perhaps long ago: the next one may be as slow.
+            (Some(answer), _) if name.failure.is_some() && self.usable(&answer, now) => {
                 self.recorder.count(Metric::DnsStale);
                 Known::Answer(answer.addresses)
             }
             (_, Some(failure)) => Known::Failure(failure),
-            (_, None) => {
-                Known::Pending(name.query.clone().expect("a query was started just above"))
+            (answer, None) => {
+                let stale = answer.filter(|answer| self.usable(answer, now));
+                let query = name.query.clone().expect("a query was started just above");
+                Known::Pending(query, stale.map(|answer| answer.addresses))
             }
         }
     }
@@ -142,12 +161,12 @@ impl Resolver {
         if name.query.is_some() {
             return;
         }
-        let (answered, query) = watch::channel(());
-        name.query = Some(query);
+        let (answered, ended) = watch::channel(());
+        let asked = Instant::now();
+        name.query = Some(Query { ended, late_at: asked + STALE_AFTER });
         let (resolver, host) = (self.clone(), host.clone());
         self.recorder.count(Metric::DnsQuestions);
         self.background.spawn(async move {
-            let asked = Instant::now();
             let outcome = resolver.servers.lookup_ip(&*host).await;
             resolver.learn(
                 &host,
@@ -210,7 +229,8 @@ impl Resolver {
 enum Known {
     Answer(Arc<[IpAddr]>),
     Failure(LookupFailure),
-    Pending(watch::Receiver<()>),
+    /// The query to wait for, and a stale answer that may be used if it is late.
+    Pending(Query, Option<Arc<[IpAddr]>>),
 }
 
 impl CachedAddresses {
@@ -267,6 +287,10 @@ fn build(
     builder.build().expect("a resolver without TLS and DNSSEC needs nothing that can fail")
 }
 
+/// How long a query may take before a stale answer is used in its place. Well below `deadlines.connect`, which
+/// includes name resolution; most queries take less.
+const STALE_AFTER: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
@@ -321,9 +345,13 @@ mod tests {
         }
 
         fn resolver(&self, settings: DnsSettings) -> Arc<Resolver> {
+            self.patient_resolver(Duration::from_millis(100), settings)
+        }
+
+        fn patient_resolver(&self, timeout: Duration, settings: DnsSettings) -> Arc<Resolver> {
             let settings = DnsSettings {
                 servers: vec![self.address],
-                timeout: Duration::from_millis(100),
+                timeout,
                 attempts: 1,
                 ttl_min: Duration::ZERO,
                 ..settings
@@ -397,6 +425,37 @@ mod tests {
         }
     }
 
+    /// Connections have less time than a silent name server.
+    #[tokio::test]
+    async fn silence_holds_up_no_connection_while_the_last_good_addresses_are_known() {
+        let server = Server::start(DnsAnswer::Address(ONE, 0)).await;
+        let settings = DnsSettings { negative_ttl: Duration::ZERO, ..DnsSettings::default() };
+        let resolver = server.patient_resolver(Duration::from_secs(60), settings);
+        let look_up = async |longest: Duration| {
+            let found = tokio::time::timeout(longest, first(&resolver, "a.example.")).await;
+            assert_eq!(found.expect("in time").expect("the last one"), ONE);
+        };
+        look_up(Duration::from_secs(5)).await;
+        server.says(DnsAnswer::Nothing);
+        look_up(Duration::from_secs(5)).await;
+        // The same query is late for all later connections.
+        look_up(STALE_AFTER / 2).await;
+        assert_eq!(resolver.recorder.metrics().total(Metric::DnsStale, 0), 2);
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_the_last_good_addresses_are_used_at_once() {
+        let server = Server::start(DnsAnswer::Address(ONE, 0)).await;
+        let settings = DnsSettings { negative_ttl: Duration::ZERO, ..DnsSettings::default() };
+        let resolver = server.patient_resolver(Duration::from_secs(60), settings);
+        for said in [DnsAnswer::Failure, DnsAnswer::Nothing] {
+            assert_eq!(first(&resolver, "a.example.").await.expect("an address"), ONE);
+            server.says(said);
+        }
+        let found = tokio::time::timeout(STALE_AFTER / 2, first(&resolver, "a.example.")).await;
+        assert_eq!(found.expect("at once").expect("the last one"), ONE);
+    }
+
     #[tokio::test]
     async fn a_failure_is_kept_shortly_and_named() {
         let server = Server::start(DnsAnswer::NoSuchName).await;
@@ -423,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_who_ask_for_a_name_ask_once() {
+    async fn many_lookups_of_a_name_send_one_query() {
         let server = Server::start(DnsAnswer::Address(ONE, 60)).await;
         let resolver = server.resolver(DnsSettings::default());
         let mut asking = tokio::task::JoinSet::new();

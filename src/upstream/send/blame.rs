@@ -23,13 +23,13 @@ pub(super) struct Try {
 /// How a try is paid from the retry budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Payment {
-    /// It costs nothing.
+    /// The try costs nothing.
     Free,
-    /// It was paid when it began, and costs nothing if it wins.
+    /// The try was paid when it began, and costs nothing if it wins.
     Paid,
-    /// It costs something if it does not win.
+    /// The try costs something if it does not win.
     IfLost,
-    /// It was paid from the budget of hedges.
+    /// The try was paid from the budget of hedges.
     Hedge,
 }
 
@@ -55,7 +55,7 @@ impl Try {
         if let Some(trial) = &self.trial
             && trial.failed(outcome, &cause)
         {
-            self.member.count_outcome(false);
+            self.member.count_outcome(outcome);
             state.note_failure(&self.member);
             return None;
         }
@@ -89,7 +89,7 @@ pub(super) struct Blame {
 impl Blame {
     fn record(&self, state: &PoolState, recorder: &Recorder) {
         let Self { member, epoch, outcome, cause } = self;
-        member.count_outcome(false);
+        member.count_outcome(*outcome);
         state.note_failure(member);
         let pool: &Arc<Pool> = &state.pool;
         let event = Event::Finished { epoch: *epoch, is_trial: false, outcome: *outcome };

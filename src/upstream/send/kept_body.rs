@@ -14,9 +14,9 @@ pub(in crate::upstream) enum KeptBody {
     Empty,
     /// All of it.
     Whole(Bytes),
-    /// It is recorded while it is read from the client.
+    /// The body is recorded while it is read from the client.
     Recorded(Recording),
-    /// It is read once, from the client.
+    /// The body is read once, from the client.
     Streaming,
 }
 

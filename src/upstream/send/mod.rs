@@ -45,7 +45,7 @@ use crate::metrics::Metric;
 use crate::random::random_u64;
 
 use blame::{Blames, Payment, Try};
-use race::{Race, RaceEvent};
+use race::{Race, RaceEvent, RaceState};
 use rule::Case;
 
 pub(super) use failed::Failed;
@@ -134,8 +134,8 @@ impl<'a> Outgoing<'a> {
                 RaceEvent::Due => Some(sending.due()),
             };
             let Some(cause) = cause else { continue };
-            let is_running = race.is_running();
-            match sending.another(cause, is_running) {
+            let state = race.state();
+            match sending.another(cause, state) {
                 Some(Next { chosen, body, limits }) => {
                     let (number, pace) = (sending.others.len(), Rc::new(Pace::default()));
                     let shared = PaceRef::Other(pace.clone());
@@ -143,7 +143,7 @@ impl<'a> Outgoing<'a> {
                     race.add(number, pace, attempt.exchange(body));
                     race.set_due(sending.next_look());
                 }
-                None if is_running => race.set_due(sending.next_look()),
+                None if state == RaceState::Running => race.set_due(sending.next_look()),
                 None => return sending.give_up(),
             }
         }
@@ -386,7 +386,7 @@ impl<'a> Sending<'a> {
         is_first.then(|| beside(RetryReason::Timeout))
     }
 
-    /// It is time for a try beside the others.
+    /// The cause of a try that is due beside the others.
     fn due(&self) -> Cause {
         beside(match self.is_overlapping {
             true => RetryReason::Timeout,
@@ -401,10 +401,10 @@ impl<'a> Sending<'a> {
         if self.first.is_trial() { Some(TRIAL_HEAD_START) } else { hedge_after }
     }
 
-    /// The next try, if one may be made. `is_running`: another try is under way.
-    fn another(&mut self, cause: Cause, is_running: bool) -> Option<Next> {
+    /// The next try, if one may be made beside or after the race so far.
+    fn another(&mut self, cause: Cause, race: RaceState) -> Option<Next> {
         let reason = cause.reason?;
-        match self.find_another(reason, cause, is_running) {
+        match self.find_another(reason, cause, race) {
             Ok(next) => {
                 self.unretried = None;
                 let recorder = &self.outgoing.core.recorder;
@@ -427,7 +427,7 @@ impl<'a> Sending<'a> {
         &mut self,
         reason: RetryReason,
         cause: Cause,
-        is_running: bool,
+        race: RaceState,
     ) -> Result<Next, Unretried> {
         let Outgoing { core, state, kept, .. } = self.outgoing;
         let Cause { is_unsent, is_of_connection, body, .. } = cause;
@@ -447,7 +447,7 @@ impl<'a> Sending<'a> {
         let tried = self.others.last().unwrap_or(&self.first).member.member.id;
         self.tried.push(tried);
         let mut chosen = self.outgoing.choose(&self.tried, &body);
-        if chosen.is_err() && is_of_connection && !is_running {
+        if chosen.is_err() && is_of_connection && race == RaceState::AllEnded {
             self.tried.clear();
             chosen = self.outgoing.choose(&self.tried, &body);
         }

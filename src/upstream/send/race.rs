@@ -13,8 +13,7 @@ use super::super::exchange::deadline::Deadline;
 use super::super::exchange::patience::Pace;
 use super::failed::Failed;
 
-/// How a try ends.
-/// Both on the heap: they travel through many futures, which stay small.
+/// How a try ends. Both results are on the heap, because they travel through many futures, which stay small.
 pub(in crate::upstream) type TryResult = Result<Box<UpstreamResponse>, Box<Failed>>;
 
 /// A change in a race. Tries are numbered from 0.
@@ -23,8 +22,17 @@ pub(super) enum RaceEvent {
     Ended(usize, TryResult),
     /// This try is late.
     Late(usize),
-    /// It is time for another try.
+    /// Another try is due.
     Due,
+}
+
+/// Whether a race can still be won by a try that has begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RaceState {
+    /// A try is under way.
+    Running,
+    /// Every try has ended.
+    AllEnded,
 }
 
 /// See the top of this file.
@@ -63,8 +71,9 @@ impl<'p, 'a, F: Future<Output = TryResult>> Race<'p, 'a, F> {
     }
 
     /// Whether a try is under way.
-    pub(super) fn is_running(&self) -> bool {
-        self.first.is_some() || !self.others.is_empty()
+    pub(super) fn state(&self) -> RaceState {
+        let is_running = self.first.is_some() || !self.others.is_empty();
+        if is_running { RaceState::Running } else { RaceState::AllEnded }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<RaceEvent> {

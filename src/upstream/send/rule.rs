@@ -19,7 +19,7 @@ pub(super) struct Case {
 /// Whether the request may be sent again. `is_idempotent` is asked only if it matters.
 ///
 /// # Errors
-/// It must not: why.
+/// Why there must be no other try.
 pub(super) fn check(case: Case, is_idempotent: impl FnOnce() -> bool) -> Result<(), Unretried> {
     match case {
         Case { is_listed: false, .. } => Err(Unretried::Unlisted),
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn the_missing_condition_is_named() {
         let why = |case| check(case, || true).expect_err("something is missing");
         assert_eq!(why(Case { is_listed: false, ..CASE }), Unretried::Unlisted);
         assert_eq!(why(Case { has_body: false, ..CASE }), Unretried::Body);

@@ -136,7 +136,7 @@ pub(crate) struct KeepAlive {
     pub idle_max: usize,
     /// An HTTP/2 connection with requests in flight on which nothing was received for this long gets a PING.
     pub ping_after: Duration,
-    /// It is closed if nothing answers the PING for this long.
+    /// The connection is closed if nothing answers the PING for this long.
     pub ping_timeout: Duration,
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// A response whose length is known and at most this many bytes is passed on when it is whole.
     pub hold_response: u64,
-    /// It is held for this time at most; then it is passed on as it arrives.
+    /// A response is held for this time at most; then it is passed on as it arrives.
     pub hold_time: Duration,
     /// Requests with content of at most this many bytes keep it while it is sent.
     pub keep_request_body: usize,

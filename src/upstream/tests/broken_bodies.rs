@@ -43,7 +43,7 @@ impl Pair {
 
     /// Sends a request and reads its response, whether it is whole or not.
     async fn ask(&self) {
-        if let Ok(upstream) = self.bed.get().await {
+        if let Ok(upstream) = self.bed.send(conditional_request()).await {
             drop(read(upstream).await);
         }
     }
@@ -113,5 +113,5 @@ const WHOLE: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r
 const NOT_MODIFIED: &str = "HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n";
 /// Its body breaks off after the client has some of it.
 const PASSED_ON: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
-/// It breaks off while it is held back: another origin is asked.
+/// The response breaks off while it is held back: another origin is asked.
 const HELD: &str = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf";

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::choice::ChoiceInput;
 use super::super::connection::core::Core;
 use super::super::exchange::deadline::Timers;
+use super::replaced_members::replace_members;
 use super::*;
 use crate::clock::Clock;
 use crate::metrics::Metrics;

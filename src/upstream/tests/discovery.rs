@@ -71,6 +71,11 @@ impl DiscoveryBed {
     }
 }
 
+/// Whether the source has answered since then, and not just before.
+fn answered_after(source: &SourceReport, then: Instant) -> bool {
+    source.answered.is_some_and(|age| age + Duration::from_millis(50) < then.elapsed())
+}
+
 async fn until(condition: impl Fn() -> bool, message: impl Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
@@ -380,6 +385,9 @@ async fn a_file_of_members_is_read_again_when_it_changes() {
         let file = MemberSource { kind: SourceKind::File { path: path.clone() }, defaults };
         let bed = DiscoveryBed::without_names(vec![file]);
         bed.until_origins(&["http://10.0.0.1:80*5@0"]).await;
+        let since = Instant::now();
+        let is_confirmed = || answered_after(&bed.bed.pool.sources()[0], since);
+        until(is_confirmed, || "the file was looked at, and has not changed".to_owned()).await;
         write("{\"origins\": [\"http://10.0.0.1\", {\"url\": \"http://10.0.0.2:81\", \"weight\": 2}]}");
         bed.until_origins(&["http://10.0.0.1:80*5@0", "http://10.0.0.2:81*2@0"]).await;
         write("origins = [\n7]");
@@ -394,6 +402,46 @@ async fn a_file_of_members_is_read_again_when_it_changes() {
         assert_eq!(bed.origins().len(), 2);
         write("[[origins]]\nurl = \"http://10.0.0.3\"\n");
         bed.until_origins(&["http://10.0.0.3:80*5@0"]).await;
+    })
+    .await;
+}
+
+/// Else its saved origins would be too old for a restart, however often it has confirmed them.
+#[tokio::test]
+async fn an_endpoint_that_confirms_its_document_has_answered_and_does_not_fail() {
+    on_core(async {
+        let registry = Scripted::bind().await;
+        let kind = SourceKind::Http {
+            server: registry.origin(),
+            path: "/app".parse().expect("a path"),
+            interval: Duration::from_millis(100),
+            token_file: None,
+        };
+        let bed = DiscoveryBed::without_names(vec![source(kind)]);
+        let answer = async |head: &str, content: &str| {
+            let mut peer = registry.accept().await;
+            let asked = peer.head().await;
+            let length = content.len();
+            peer.say(&format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\n\r\n{content}"))
+                .await;
+            asked
+        };
+        let report = || bed.bed.pool.sources().remove(0);
+        answer("200 OK\r\netag: \"1\"", "{\"origins\": [\"http://10.0.0.1\"]}").await;
+        bed.until_origins(&["http://10.0.0.1:80*1@0"]).await;
+        let began = Instant::now();
+        answer("500 Internal Server Error", "").await;
+        bed.until_count(DiscoveryOutcome::Failed, 1).await;
+        assert!(report().failure.is_some());
+        answer("304 Not Modified", "").await;
+        until(|| report().failure.is_none(), || format!("{:?}", report().failure)).await;
+        assert!(answered_after(&report(), began));
+        // The members of before stay in place of none, and no confirmation of that is asked for.
+        answer("200 OK\r\netag: \"2\"", "{\"origins\": []}").await;
+        bed.until_count(DiscoveryOutcome::Empty, 1).await;
+        let asked = answer("200 OK", "{\"origins\": []}").await;
+        assert!(!asked.contains("if-none-match"), "{asked}");
+        assert!(report().failure.is_some());
     })
     .await;
 }

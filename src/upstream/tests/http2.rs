@@ -105,7 +105,7 @@ async fn interim_responses_of_http2_come_before_the_final_one() {
             let mut hints = head(103);
             hints.headers_mut().insert("link", "</a.css>".parse().expect("a value"));
             respond.send_informational(hints).expect("sent");
-            // It has come before anything else is said.
+            // The interim response comes before the final one is sent.
             let hints = std::future::poll_fn(|cx| interims.poll_next(cx)).await;
             assert_eq!(hints.status(), 103);
             assert_eq!(hints.headers()["link"], "</a.css>");
@@ -161,6 +161,38 @@ async fn a_body_that_the_origin_cancels_is_not_whole() {
             stream.send_reset(reason);
             assert!(body.frame().await.expect("an end").is_err(), "{reason:?}");
             assert_eq!(bed.failures("http_response_incomplete"), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn responses_whose_clients_do_not_read_hold_up_no_other_one_of_their_connection() {
+    on_core(async {
+        let mut origin = Origin2::start().await;
+        let bed = Bed::new(origin.settings.clone());
+        let mut answer = async |content: Bytes| {
+            let (upstream, ()) = tokio::join!(bed.get(), async {
+                let (_, mut respond) = origin.next().await;
+                let mut stream = respond.send_response(head(200), false).expect("sent");
+                stream.send_data(content, true).expect("sent");
+            });
+            upstream.expect("a response").response.into_body()
+        };
+        let long = Bytes::from(vec![0; 2 << 20]);
+        let mut unread = Vec::new();
+        for _ in 0..60 {
+            unread.push(answer(long.clone()).await);
+        }
+        let short = answer("short".into()).await;
+        let read = tokio::time::timeout(Duration::from_secs(20), short.collect()).await;
+        let content = read.expect("in time").expect("whole").to_bytes();
+        assert_eq!(content, "short");
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1);
+        // Each is read to its end all the same.
+        for body in unread {
+            let content = body.collect().await.expect("whole").to_bytes();
+            assert_eq!(content.len(), long.len());
         }
     })
     .await;
@@ -253,7 +285,7 @@ async fn a_body_goes_on_while_nobody_reads_the_response() {
 }
 
 #[tokio::test]
-async fn who_leaves_cancels_the_stream_before_and_after_the_head() {
+async fn a_client_that_leaves_cancels_the_stream_before_and_after_the_head() {
     on_core(async {
         let mut origin = Origin2::start().await;
         let bed = Bed::new(origin.settings.clone());

@@ -1,5 +1,6 @@
 //! The failures that another try follows, overlapping tries, and their cost.
 
+use super::replaced_members::serve;
 use super::*;
 use crate::labels::Unretried;
 use crate::upstream::settings::{Hedge, HedgeAfter, Retry, RetryOn};
@@ -471,6 +472,8 @@ async fn bytes_of_another_version_are_never_appended() {
             REST.replace("v1", "v2"),
             REST.replace("4-9/10", "3-8/10"),
             REST.replace("4-9/10", "4-9/11"),
+            // Only one of the origins codes the content, and neither changes the tag.
+            REST.replace("206 Part", "206 Part\r\ncontent-encoding: gzip"),
             "HTTP/1.1 200 OK\r\netag: \"v1\"\r\ncontent-length: 10\r\n\r\nhalf whole".into(),
             "HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n".into(),
         ];
@@ -479,6 +482,19 @@ async fn bytes_of_another_version_are_never_appended() {
             assert!(outcome.is_err() && asked.is_some(), "{other}");
             assert_eq!(bed.metrics.total(Metric::UpstreamResumptions, 1), 1, "{other}");
         }
+    })
+    .await;
+}
+
+/// The part could be shorter than the rest, and its end is not that of the object.
+#[tokio::test]
+async fn a_part_of_an_object_of_unknown_length_does_not_end_its_body() {
+    on_core(async {
+        let chunked = "etag: \"v1\"\r\ntransfer-encoding: chunked\r\n";
+        let part = REST.replace("4-9/10", "4-9/*");
+        let (outcome, asked, bed) = resume(chunked, "4\r\nhalf\r\n", &part).await;
+        assert!(outcome.is_err() && asked.is_some());
+        assert_eq!(bed.metrics.total(Metric::UpstreamResumptions, 1), 1);
     })
     .await;
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request};
+use http::header::IF_NONE_MATCH;
+use http::{HeaderValue, Method, Request};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -167,6 +168,13 @@ impl Bed {
         let label = ProxyError::WORDS.iter().position(|word| *word == error);
         self.metrics.total(Metric::UpstreamFailures, label.expect("an error type"))
     }
+}
+
+/// A GET that a 304 can answer.
+pub(crate) fn conditional_request() -> Request<Body> {
+    let mut conditional = request(Method::GET, Body::Empty);
+    conditional.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("\"a\""));
+    conditional
 }
 
 pub(crate) fn request(method: Method, body: Body) -> Request<Body> {

@@ -337,7 +337,7 @@ async fn http2_is_spoken_where_alpn_agrees_and_shared() {
 }
 
 #[tokio::test]
-async fn many_who_come_first_open_one_connection_and_leave_nothing_behind() {
+async fn many_first_requests_open_one_connection_and_leave_nothing_behind() {
     on_core(async {
         let authority = Authority::new();
         let acceptor = authority.server("127.0.0.1", &["h2"], false);

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use client::{Client, Request, Response, exchange, raw};
 pub use link::{CutLink, LongLink};
-pub use node::{Edge, with_defaults};
+pub use node::{Edge, Restarted};
 pub use node_process::NodeProcess;
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};

@@ -1,7 +1,7 @@
 //! A node inside the test process, with free ports and a clock that the test can advance.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -141,7 +141,7 @@ impl Edge {
 }
 
 /// Adds an access log in the folder and a small store in memory, unless the text has `[log]` or `[store]`.
-pub fn with_defaults(text: &str, folder: &TempDir) -> String {
+fn with_defaults(text: &str, folder: &TempDir) -> String {
     let mut whole = text.to_owned();
     if !text.contains("[log]") {
         let log = folder.path().join("access.log");
@@ -151,4 +151,41 @@ pub fn with_defaults(text: &str, folder: &TempDir) -> String {
         whole.push_str("\n[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n");
     }
     whole
+}
+
+/// A node whose data directory has one file from another node. Dropping it stops the node without a drain.
+pub struct Restarted {
+    pub node: Node,
+    _folder: TempDir,
+}
+
+impl Restarted {
+    /// Starts a node with this configuration and a copy of the file `saved` in its data directory, on `clock`.
+    pub fn with(text: &str, saved: &Path, clock: Clock) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).expect("a folder");
+        let name = saved.file_name().expect("the name of a file");
+        std::fs::copy(saved, data.join(name)).expect("the file");
+        let config_file = folder.path().join("edge.toml");
+        std::fs::write(&config_file, with_defaults(text, &folder)).expect("a file");
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let flags = Flags {
+            config: Some(config_file),
+            http: vec![local],
+            admin: Some(local),
+            data_dir: Some(data),
+            workers: Some(1),
+            ..Flags::default()
+        };
+        let config = config::load(&flags).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let node = Node::start(config, flags, clock).expect("the node starts");
+        Self { node, _folder: folder }
+    }
+
+    /// The origins and sources of each pool, as the admin API reports them.
+    pub fn origins(&self) -> Value {
+        let report = Client::connect(self.node.admin).get("localhost", "/origins", &[]);
+        serde_json::from_str(report.text()).expect("JSON")
+    }
 }

@@ -17,7 +17,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// `lines` are added to `[peers]` of the node.
+    /// `lines` are added to `[peers]` of the node. Without `check_interval` among them, the node asks the peer every 100 ms
+    /// whether it lives, and takes it for out after three answers that are late by as much.
     pub fn start(
         lines: &str,
         reply: impl Fn(&Request<RecvStream>) -> PeerReply + Send + Sync + 'static,
@@ -34,8 +35,12 @@ impl Pair {
                 _ => reply(request),
             }
         });
+        let interval = match lines.contains("check_interval") {
+            true => "",
+            false => "check_interval = \"100ms\"\n",
+        };
         let edge = Edge::with(&format!(
-            "{}{lines}check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n\
+            "{}{lines}{interval}[peers.nodes.edge-2]\naddress = \"{}\"\n\
              [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
             authority.section("edge"),
             peer.address,

@@ -51,6 +51,14 @@ impl Process {
         Self::launch(command, folder, "edge", text)
     }
 
+    /// Like [`Process::start`], in a process that may have this many files open.
+    pub fn start_with_open_files(files: u32, text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), BINARY]);
+        Self::launch(command, folder, "edge", text)
+    }
+
     fn launch(mut command: Command, folder: TempDir, name: &str, text: &str) -> Self {
         let config = folder.path().join("edge.toml");
         std::fs::write(&config, text).expect("a file");

@@ -92,9 +92,10 @@ impl Region {
         regions: &[&str],
         origin: &Origin,
         peers: &str,
+        more: &str,
     ) -> Option<(Self, Vec<Process>)> {
         let region = Self { heartbeat: "2s", ..Self::empty(regions.len())? };
-        Some(region.start_processes(regions, origin, peers, ""))
+        Some(region.start_processes(regions, origin, peers, more))
     }
 
     fn start_processes(

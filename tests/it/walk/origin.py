@@ -37,6 +37,8 @@ class Origin(BaseHTTPRequestHandler):
             self.send_header("Cache-Control", "max-age=3600")
         else:
             self.send_header("Cache-Control", "max-age=600")
+        if path.startswith("/cookie"):
+            self.send_header("Set-Cookie", "visitor=1")
         if path.startswith("/tagged/"):
             self.send_header("Surrogate-Key", path.removeprefix("/tagged/"))
         self.send_header("ETag", '"1"')

@@ -13,6 +13,7 @@ use http::{HeaderName, Method};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use crate::config::matches::warn_of_methods;
 use crate::config::reader::{Reader, Section};
 use crate::config::values::{Value, text};
 use crate::upstream::{
@@ -65,6 +66,7 @@ fn read_signing(section: &Section<'_>) -> Option<Signing> {
     let keys = read_key_source(section, has_file);
     let mut methods = vec![Method::GET, Method::HEAD];
     section.read("methods", &mut methods);
+    warn_of_methods(section, &methods);
     if kind.is_none() {
         let others = ["region", "service", "credentials", "credentials_file", "profile", "methods"];
         if others.iter().any(|name| section.has(name)) && !section.has("kind") {

@@ -3,6 +3,7 @@
 use toml::Spanned;
 use toml::de::DeValue;
 
+use crate::config::names::is_token;
 use crate::config::reader::{Reader, Section};
 use crate::config::values::{Value, text};
 use crate::upstream::{Balance, HashBy, MemberSource, Origin, Policy, PoolSettings, SourceKind};
@@ -97,9 +98,7 @@ impl Value for HashKey {
             ("client", _) => Some(Self(HashBy::Client)),
             (_, Some(("header", name))) => name.parse().ok().map(HashBy::Header).map(Self),
             (_, Some(("cookie", name))) => {
-                // A cookie's name is a token, as a field's name is (RFC 6265 §4.1.1).
-                let is_token = http::HeaderName::try_from(name).is_ok();
-                is_token.then(|| Self(HashBy::Cookie(name.into())))
+                is_token(name).then(|| Self(HashBy::Cookie(name.into())))
             }
             _ => None,
         })

@@ -1,13 +1,18 @@
 //! Reads the options of `[pools.NAME]` for connections to origins and exchanges on them.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
+use crate::config::names::is_host_name;
 use crate::config::reader::{Reader, Section};
-use crate::config::values::{Value, text};
+use crate::config::remedy;
+use crate::config::values::{Value, text, text_or};
 use crate::upstream::{self, ClientCertificate, HostHeader, PoolSettings, Protocol, ProxyVersion};
 
 /// Reads the options and tables.
@@ -73,7 +78,13 @@ fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
     section.read("verify", &mut tls.verify);
     section.read("system_roots", &mut tls.system_roots);
     section.read("ca_files", &mut tls.ca_files);
-    section.read("server_name", &mut tls.server_name);
+    let mut server_name = tls.server_name.clone().map(ServerName);
+    section.read("server_name", &mut server_name);
+    tls.server_name = server_name.map(|name| name.0);
+    if tls.verify && !tls.system_roots && !section.has_items("ca_files") {
+        let message = "without the system's CA certificates no origin is trusted: set \"ca_files\", or remove \"system_roots\"";
+        section.mistake("system_roots", message);
+    }
     let mut client = ClientCertificate { chain: PathBuf::new(), key: PathBuf::new() };
     let chain = section.read_file("client_certificate", &mut client.chain);
     let key = section.read_file("client_key", &mut client.key);
@@ -87,6 +98,24 @@ fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
     }
     for (name, error) in upstream::file_mistakes(pool) {
         section.mistake_in_file(name, error.to_string());
+    }
+}
+
+/// The name of a server in TLS.
+struct ServerName(Arc<str>);
+
+impl fmt::Debug for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Value for ServerName {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "the host name that the certificate has, or \"none\"";
+        let is_name = |name: &str| is_host_name(name) || name.parse::<IpAddr>().is_ok();
+        let parse = |name: &str| is_name(name).then(|| Self(name.into()));
+        text_or(value, reader, expected, parse, remedy::host)
     }
 }
 

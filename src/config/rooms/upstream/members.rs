@@ -10,9 +10,9 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::super::node::coordinates;
 use crate::config::mistakes::suggestion;
+use crate::config::names::is_host_name;
 use crate::config::reader::{Purpose, Reader, Section};
 use crate::config::remedy;
-use crate::config::sites::is_name;
 use crate::config::values::{Value, text, text_or};
 use crate::upstream::{
     MemberDefaults, MemberSource, Origin, PoolSettings, SourceKind, read_members_file,
@@ -123,7 +123,7 @@ impl Value for OriginEntry {
 
 /// One server: no name of SRV records, and no wildcard or variable.
 fn parse_server(url: &str) -> Option<Origin> {
-    let is_host = |host: &str| is_name(host) || host.parse::<IpAddr>().is_ok();
+    let is_host = |host: &str| is_host_name(host) || host.parse::<IpAddr>().is_ok();
     let is_server = remedy::srv_name(url).is_none();
     Origin::parse(url).filter(|origin| is_server && is_host(&origin.host))
 }

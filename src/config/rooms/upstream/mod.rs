@@ -12,6 +12,7 @@ mod sticky;
 
 use geo::Coordinates;
 
+use crate::config::names::check_plain_name;
 use crate::config::reader::Section;
 use crate::upstream::PoolDefinition;
 
@@ -34,6 +35,7 @@ pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<P
 
 fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> PoolDefinition {
     let PoolDefinition { settings: mut pool, .. } = PoolDefinition::new(name, Vec::new());
+    check_plain_name(section, "", name);
     pool.node = node;
     let (origins, sources) = read_origins(name, section);
     read_policy(section, &mut pool, &origins, &sources);

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::config::reader::{Reader, Section};
+use crate::config::remedy;
 use crate::config::values::{Size, Value};
 use crate::labels::RetryReason;
 use crate::upstream::{Deadlines, Retry, RetryOn, StatusSet};
@@ -112,7 +113,8 @@ impl Value for Listed {
         if listed.is_none() {
             let words = RetryOn::FAILURES.map(|reason| format!("{:?}", reason.as_str()));
             let expected = format!("{} or a status from 400 to 599", words.join(", "));
-            reader.unexpected(value, &expected);
+            let words = RetryOn::FAILURES.map(|reason| reason.as_str());
+            reader.unexpected_but(value, &expected, remedy::word(value.get_ref(), words));
         }
         listed
     }

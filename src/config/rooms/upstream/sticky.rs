@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::names::CookieName;
 use crate::config::reader::Section;
-use crate::config::values::{COOKIE_AGE_MAX, CookieName};
+use crate::config::values::COOKIE_AGE_MAX;
 use crate::upstream::{StickySettings, sticky_key_mistake};
 
 /// How the pool keeps visitors at its origins; `None` without a key file.

@@ -127,7 +127,7 @@ pub(crate) fn h1_chunks(data: &[u8]) {
 }
 
 /// The content so far, and the length of the body once it has ended; `None`: not valid.
-fn decode(pieces: &[&[u8]]) -> Option<(Vec<u8>, Option<usize>)> {
+pub(super) fn decode(pieces: &[&[u8]]) -> Option<(Vec<u8>, Option<usize>)> {
     let (mut chunks, limits) = (ChunkDecoder::default(), Limits::default());
     let (mut content, mut before) = (Vec::new(), 0);
     for piece in pieces {
