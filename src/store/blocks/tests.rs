@@ -62,6 +62,17 @@ fn open(path: &Path) -> Blocks {
 }
 
 #[test]
+fn a_long_batch_is_written_in_order_with_several_calls() {
+    let file = tempfile::tempfile().unwrap();
+    let written = bytes(1, 0, 2 * STEP_BYTES + 7);
+    write_in_steps(&file, &written, 100).unwrap();
+    let mut found = vec![0; written.len()];
+    file.read_exact_at(&mut found, 100).unwrap();
+    assert!(found == written);
+    assert_eq!(file.metadata().unwrap().len(), 100 + written.len() as u64);
+}
+
+#[test]
 fn written_pieces_are_read_again_by_the_next_process_too() {
     let (_directory, path) = file();
     let blocks = open(&path);
