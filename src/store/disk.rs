@@ -309,12 +309,15 @@ impl Disk {
         self.forget_in_index(&key);
     }
 
-    /// Gives up writing a piece, and counts it by `metric`, unless it is superseded: then the newer one is kept.
-    pub(super) fn give_up(&self, key: &PieceKey, piece: &Piece, metric: Metric) {
-        if self.pending.remove_newest(key, piece) {
+    /// Gives up writing a piece, and counts it by `metric`, unless it is superseded, where the newer one is kept, or another job
+    /// writes it. Returns whether it was given up.
+    pub(super) fn give_up(&self, key: &PieceKey, piece: &Piece, metric: Metric) -> bool {
+        let is_given_up = self.pending.end_job(key, piece);
+        if is_given_up {
             self.count(metric);
             self.forget_in_index(key);
         }
+        is_given_up
     }
 
     /// Removes a piece, also if it is not in the index yet.

@@ -181,6 +181,11 @@ impl Disks {
         self.disks.iter().map(|disk| disk.stat()).collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn directory(&self, number: usize) -> &Arc<Disk> {
+        &self.disks[number]
+    }
+
     /// Holds up the writer of a directory for as long as the test keeps what it gets.
     #[cfg(test)]
     pub(super) async fn hold(&self, number: usize) -> tokio::sync::OwnedSemaphorePermit {

@@ -51,7 +51,8 @@ impl Disk {
         let batch = self.without_superseded(batch);
         let blocks = self.readable().filter(|_| self.is_writable());
         let Some(blocks) = blocks else {
-            return self.not_written(batch);
+            self.not_written(batch);
+            return;
         };
         let pieces: Vec<_> = batch.iter().map(|job| (job.key, job.piece.share())).collect();
         let (writer, pending) = (blocks.clone(), self.pending.clone());
@@ -66,9 +67,16 @@ impl Disk {
             Ok(Err(panicked)) => log_failure(&panicked, batch.len()),
             Err(_) => {
                 self.take_out("a write took longer than the deadline");
-                return self.not_written(batch);
+                self.not_written(batch);
+                return;
             }
         }
+        self.end_jobs(batch, &blocks);
+        self.log_space(&blocks);
+    }
+
+    /// Ends the jobs of a batch whose write has returned.
+    fn end_jobs(&self, batch: Vec<WriteJob>, blocks: &Blocks) {
         let (mut written, mut failed) = (0, 0);
         for job in batch {
             let is_in_index = blocks.locate(job.key.index_hash()).is_some();
@@ -76,15 +84,13 @@ impl Disk {
             let is_newest = self.pending.is_newest(&job.key, &job.piece);
             if is_newest && is_in_index {
                 written += 1;
-                self.pending.remove_newest(&job.key, &job.piece);
+                self.pending.end_job(&job.key, &job.piece);
                 self.written(job);
             } else {
-                failed += usize::from(is_newest);
-                self.not_written([job]);
+                failed += self.not_written([job]);
             }
         }
         self.context.recorder.add(Metric::StoreDiskWrites, written);
-        self.log_space(&blocks);
         if failed > 0 {
             self.stop_writing();
         }
@@ -107,11 +113,14 @@ impl Disk {
         job.done.map(|done| done.send(true));
     }
 
-    fn not_written(&self, jobs: impl IntoIterator<Item = WriteJob>) {
+    /// Returns how many of the pieces were given up.
+    fn not_written(&self, jobs: impl IntoIterator<Item = WriteJob>) -> usize {
+        let mut given_up = 0;
         for job in jobs {
-            self.give_up(&job.key, &job.piece, Metric::StoreDiskDropped);
+            given_up += usize::from(self.give_up(&job.key, &job.piece, Metric::StoreDiskDropped));
             job.done.map(|done| done.send(false));
         }
+        given_up
     }
 }
 
@@ -163,3 +172,37 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_PIECES: usize = 512;
 /// Counted for each queued piece beside its bytes; bounds the number of small ones.
 const PIECE_OVERHEAD: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::record::Record;
+    use super::super::super::tests::{head, on_disk, open};
+    use super::*;
+    use crate::cache::PurgeSequence;
+
+    #[tokio::test]
+    async fn a_record_that_is_announced_again_during_its_write_gets_to_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = open(&on_disk(directory.path())).await;
+        let disk = here.tiers.disks.directory(0);
+        let head = Arc::new(head("https://a/1", PurgeSequence(0), 1));
+        let (key, record) = (PieceKey::head(head.hash()), Piece::Record(Record::Response(head)));
+        let job = async || {
+            let _space = disk.queue_space(&record).await.unwrap();
+            WriteJob { key, piece: record.share(), site: None, _space, done: None }
+        };
+        disk.announce(key, record.share());
+        let first = job().await;
+        let blocks = disk.readable().unwrap();
+        write_pieces(&blocks, &[(key, record.share())], &disk.pending).unwrap();
+        // Memory is emptied into the queue.
+        disk.announce(key, record.share());
+        disk.end_jobs(vec![first], &blocks);
+        assert!(disk.is_writable(), "no write has failed");
+        disk.write_batch(vec![job().await]).await;
+        assert!(blocks.locate(key.index_hash()).is_some());
+        assert!(!disk.has_pending(&key));
+    }
+}

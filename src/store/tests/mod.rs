@@ -325,7 +325,7 @@ async fn memory_makes_room_for_what_slow_readers_have() {
     tier(&|bytes| bytes > all - all / 4).await;
 }
 
-fn on_disk(directory: &Path) -> Settings {
+pub(super) fn on_disk(directory: &Path) -> Settings {
     Settings {
         directories: vec![Directory { path: directory.to_owned(), bytes: 64 << 20 }],
         admission: Admission::All,
