@@ -11,13 +11,25 @@ pub(super) struct InvalidCode;
 pub(super) fn decode(coded: &[u8], mut look: impl FnMut(u8)) -> Result<(), InvalidCode> {
     // The bits that are not decoded yet, left-aligned.
     let (mut bits, mut left) = (0u64, 0u32);
-    let mut bytes = coded.iter();
+    let mut rest = coded;
     loop {
-        while left <= 32
-            && let Some(byte) = bytes.next()
-        {
-            bits |= u64::from(*byte) << (56 - left);
-            left += 8;
+        while left <= 32 {
+            if let Some((word, behind)) = rest.split_first_chunk() {
+                bits |= u64::from(u32::from_be_bytes(*word)) << (32 - left);
+                (left, rest) = (left + 32, behind);
+            } else if let Some((byte, behind)) = rest.split_first() {
+                bits |= u64::from(*byte) << (56 - left);
+                (left, rest) = (left + 8, behind);
+            } else {
+                break;
+            }
+        }
+        let (symbol, length) = SHORT[(bits >> 56) as usize];
+        if u32::from(length) <= left {
+            look(symbol);
+            bits <<= length;
+            left -= u32::from(length);
+            continue;
         }
         let window = (bits >> 32) as u32;
         if left < 8 && bits.leading_ones() >= left {
@@ -84,6 +96,25 @@ const CODES: [Codes; 21] = {
     assert!(first == 1 << 32, "the codes fill all bits");
     codes
 };
+/// The symbol whose code begins with each byte, and the length of the code in bits. Nearly all bytes of fields have a code of at most
+/// eight bits. [`LONG`] as the length: the code is longer. Padding is taken for no code: each code has a zero or more than seven bits.
+const SHORT: [(u8, u8); 256] = {
+    let mut short = [(0, LONG); 256];
+    let mut at = 0;
+    while CODES[at].bits <= 8 {
+        let Codes { bits, first, last, before } = CODES[at];
+        let mut byte = first >> 24;
+        while byte <= last >> 24 {
+            let place = (byte - (first >> 24)) >> (8 - bits);
+            short[byte as usize] = (SYMBOLS[before + place as usize], bits as u8);
+            byte += 1;
+        }
+        at += 1;
+    }
+    short
+};
+/// Longer than any string of bits that waits to be decoded.
+const LONG: u8 = u8::MAX;
 /// The symbols in the order of their codes (RFC 7541 Appendix B), without EOS.
 const SYMBOLS: &[u8; 256] =
     b"012aceiost %-./3456789=A_bdfghlmnpru:BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz&*,;XZ!\"()?'+|#>\
@@ -125,6 +156,24 @@ mod tests {
             let length = (bits as usize).div_ceil(8);
             decode(&word.to_be_bytes()[..length], |byte| symbols.push(byte)).expect("a code");
             assert_eq!(symbols, [symbol], "{code:x}");
+        }
+    }
+
+    #[test]
+    fn every_pair_of_symbols_is_decoded_and_its_padding_dropped() {
+        // The code of the symbol with this place in the list, left-aligned in 32 bits.
+        let code = |place: usize| {
+            let codes = CODES.iter().rev().find(|codes| codes.before <= place).expect("a length");
+            (codes.first + ((place - codes.before) << (32 - codes.bits)) as u32, codes.bits)
+        };
+        for (first, second) in (0..256).flat_map(|at| (0..256).map(move |other| (at, other))) {
+            let ((high, bits), (low, more)) = (code(first), code(second));
+            let word = u64::from(high) << 32 | (u64::from(low) << 32) >> bits;
+            let padded = word | (!0 >> (bits + more));
+            let mut symbols = Vec::new();
+            let length = (bits + more).div_ceil(8) as usize;
+            decode(&padded.to_be_bytes()[..length], |byte| symbols.push(byte)).expect("two codes");
+            assert_eq!(symbols, [SYMBOLS[first], SYMBOLS[second]]);
         }
     }
 }
