@@ -15,16 +15,16 @@ pub(crate) fn owners<'a>(
     key: u64,
     load: impl Fn(&FleetMember) -> u32,
 ) -> Vec<&'a FleetMember> {
-    let members = || table.members().iter().filter(|member| may_own(member, region));
-    let loads = members().map(|member| (load(member), member.announcement.weight));
+    let members = table.members().iter().filter(|member| may_own(member, region));
+    let members: Vec<_> = members.map(|member| (load(member), member)).collect();
+    let loads = members.iter().map(|(load, member)| (*load, member.announcement.weight));
     let bound = LoadBound::of(loads, FACTOR_PERCENT);
-    let rank = |member: &'a FleetMember| {
+    let rank = |(load, member): (u32, &'a FleetMember)| {
         let weight = member.announcement.weight;
         let score = score(key, hash(member.name.as_bytes()), weight);
-        let load = load(member);
         (load < LOAD_FREE || bound.allows(load, weight), score, member)
     };
-    let mut ranked: Vec<_> = members().map(rank).collect();
+    let mut ranked: Vec<_> = members.into_iter().map(rank).collect();
     ranked.sort_by(|(allowed, score, _), (other_allowed, other, _)| {
         other_allowed.cmp(allowed).then(other.total_cmp(score))
     });

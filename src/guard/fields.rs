@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use http::HeaderName;
 
 use crate::peers::is_peer_field;
@@ -35,12 +36,12 @@ pub(super) enum Watch {
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
     bits: [u64; BITS / 64],
-    names: HashMap<Box<str>, Watch>,
+    names: HashMap<Box<str>, Watch, RandomState>,
 }
 
 impl Watched {
     pub(super) fn new(strip: &[HeaderName]) -> Self {
-        let mut watched = Self { bits: [0; BITS / 64], names: HashMap::new() };
+        let mut watched = Self { bits: [0; BITS / 64], names: HashMap::default() };
         for name in strip {
             watched.add(name.as_str(), Watch::Drop);
         }

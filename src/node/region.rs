@@ -40,7 +40,7 @@ impl RegionPublisher {
             name: config.node.region.as_str().into(),
             settings: config.peers.ask,
             table: Arc::default(),
-            links: HashMap::new(),
+            links: HashMap::default(),
             own_load: Arc::default(),
         };
         let next = next_region(&empty, config, table, (&client, true), &clock);

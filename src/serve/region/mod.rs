@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 
 use crate::clock::whole_ms;
 use crate::fleet::{FleetMember, NodeTable, Readiness, owners};
@@ -44,7 +45,7 @@ pub(crate) struct Region {
     /// All nodes of the fleet.
     pub table: Arc<NodeTable>,
     /// The peers of the region and of the shields that rules name, by name.
-    pub links: HashMap<Arc<str>, Arc<PeerLink>>,
+    pub links: HashMap<Arc<str>, Arc<PeerLink>, RandomState>,
     /// The requests of clients in flight for keys that this node owns.
     pub own_load: Arc<AtomicU32>,
 }
