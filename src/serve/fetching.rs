@@ -285,7 +285,7 @@ impl Visit {
         let (report, reported) = oneshot::channel();
         let leading = DetachOnDrop::new(Box::pin(job.lead(request, lead, report)));
         let facts = facts_of(CacheStatus::forwarded(reason));
-        let Ok(Report { upstream, outcome }) = leading.until(reported).await else {
+        let Some(Report { upstream, outcome }) = leading.until(reported).await else {
             return Err(facts.fail(errors::abandoned()));
         };
         let facts = facts.after(upstream);
