@@ -85,11 +85,12 @@ impl Hop {
     pub(crate) fn to_field(&self) -> Option<HeaderValue> {
         let mut text = String::with_capacity(FIELD_BYTES);
         let Self { version, hops, client, id, key, .. } = self;
-        // Writing to a String does not fail.
-        _ = write!(text, "v={version}");
+        text.extend(["v=", itoa::Buffer::new().format(*version)]);
         push_string(&mut text, "from", &self.from)?;
         push_string(&mut text, "digest", &self.digest)?;
-        _ = write!(text, ", hops={hops}, client=\"{client}\"");
+        text.extend([", hops=", itoa::Buffer::new().format(*hops)]);
+        // Writing to a String does not fail.
+        _ = write!(text, ", client=\"{client}\"");
         push_digits(&mut text, "id", *id);
         push_digits(&mut text, "key", *key);
         if let Some(group) = &self.group {
@@ -279,19 +280,16 @@ fn push_string(text: &mut String, name: &str, value: &str) -> Option<()> {
         true => Cow::Owned(value.replace('\\', r"\\").replace('"', "\\\"")),
         false => Cow::Borrowed(value),
     };
-    for part in [", ", name, "=\"", &escaped, "\""] {
-        text.push_str(part);
-    }
+    text.extend([", ", name, "=\"", &escaped, "\""]);
     Some(())
 }
 
 /// Appends a member with 16 hexadecimal digits.
 fn push_digits(text: &mut String, name: &str, value: u64) {
-    for part in [", ", name, "=\""] {
-        text.push_str(part);
+    text.extend([", ", name, "=\""]);
+    for at in (0..16).rev() {
+        text.push(char::from(b"0123456789abcdef"[(value >> (4 * at)) as usize & 15]));
     }
-    let digit = |at: u32| char::from_digit((value >> (60 - 4 * at)) as u32 & 15, 16);
-    text.extend((0..16).filter_map(digit));
     text.push('"');
 }
 

@@ -47,7 +47,7 @@ pub(crate) use self::position::StreamPosition;
 pub(crate) use self::position::{BusCursor, EntryId};
 pub(crate) use self::request::PurgeRequest;
 #[allow(unused_imports, reason = "requests between nodes carry it")]
-pub(crate) use self::requirement::Requirement;
+pub(crate) use self::requirement::{Requirement, RequirementMemo};
 pub(crate) use self::settings::Settings;
 pub(crate) use self::unread::PurgeId;
 

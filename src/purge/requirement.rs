@@ -11,11 +11,9 @@
 //! Skerry-Purges: ("5f3a…" 1207 "…"), ("5f3a…" 1209 "…")            behind a second hop: both must be met
 //! ```
 
-use std::fmt::Write as _;
-
 use sfv::{BareItem, InnerList, List, ListEntry, Parser};
 
-use super::position::StreamPosition;
+use super::position::{EntryId, StreamPosition};
 
 /// The purges that a node must have applied before it may answer a request from its cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +66,14 @@ impl Requirement {
             return ORIGIN_ONLY.to_owned();
         }
         let mut text = String::with_capacity(entries.len() * ENTRY_BYTES);
-        for (at, StreamPosition { history, number, entry }) in entries.iter().enumerate() {
-            let comma = if at > 0 { ", " } else { "" };
-            // Writing to a String does not fail.
-            _ = write!(text, "{comma}(\"{history}\" {number} \"{entry}\")");
+        for StreamPosition { history, number, entry: EntryId(ms, counter) } in entries {
+            let comma = if text.is_empty() { "" } else { ", " };
+            let mut digits = [itoa::Buffer::new(); 3];
+            let [number, ms, counter] = {
+                let [first, second, third] = &mut digits;
+                [first.format(*number), second.format(*ms), third.format(*counter)]
+            };
+            text.extend([comma, "(\"", history, "\" ", number, " \"", ms, "-", counter, "\")"]);
         }
         text
     }
@@ -93,6 +95,24 @@ impl Requirement {
             ListEntry::Item(_) => None,
         };
         list.into_iter().map(entry).collect::<Option<Vec<_>>>().map(Self::Entries)
+    }
+}
+
+/// Remembers the last field that was read: the requests of a peer have the same one until that applies another purge.
+#[derive(Debug, Default)]
+pub(crate) struct RequirementMemo(Option<(Vec<u8>, Requirement)>);
+
+impl RequirementMemo {
+    /// As [`Requirement::parse`].
+    pub(crate) fn parse(&mut self, field: &[u8]) -> Option<Requirement> {
+        if let Some((known, requirement)) = &self.0
+            && known == field
+        {
+            return Some(requirement.clone());
+        }
+        let requirement = Requirement::parse(field)?;
+        self.0 = Some((field.to_vec(), requirement.clone()));
+        Some(requirement)
     }
 }
 
@@ -154,6 +174,16 @@ mod tests {
         ] {
             assert_eq!(requirement.to_field(), text);
             assert_eq!(Requirement::parse(text.as_bytes()), Some(requirement));
+        }
+    }
+
+    #[test]
+    fn a_memo_tells_the_same() {
+        let mut memo = RequirementMemo::default();
+        let seven = "(\"e\" 7 \"70-1\")";
+        for text in [seven, seven, "none", "(\"e\" 8 \"80-1\")", "(\"e\"", seven, "origin-only"] {
+            let expected = Requirement::parse(text.as_bytes());
+            assert_eq!(memo.parse(text.as_bytes()), expected, "{text}");
         }
     }
 

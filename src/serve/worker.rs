@@ -25,6 +25,7 @@ use crate::fill::collapse::Fills;
 use crate::fleet::NodeTable;
 use crate::guard::{Gate, rate};
 use crate::metrics::Recorder;
+use crate::purge::{Requirement, RequirementMemo};
 use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::{RegionTable, Routes};
@@ -122,6 +123,7 @@ pub(crate) struct Worker {
     plan: RefCell<LocalPlan>,
     next_id: Cell<u64>,
     accepted: RefCell<AcceptedMemo>,
+    requirement: RefCell<RequirementMemo>,
 }
 
 /// The plan in force and this core's copy of it. Each request changes the reference counts of its site
@@ -160,6 +162,7 @@ impl Worker {
             plan: RefCell::new(LocalPlan { source, copied, local }),
             next_id: Cell::new(parts.first_id),
             accepted: RefCell::default(),
+            requirement: RefCell::default(),
         })
     }
 
@@ -191,6 +194,11 @@ impl Worker {
     /// The codings that the client of a request with these fields accepts.
     pub(super) fn accepted(&self, request: &HeaderMap) -> Accepted {
         self.accepted.borrow_mut().accepted(request)
+    }
+
+    /// The purge requirement in this value of `Skerry-Purges`. `None`: it is none.
+    pub(super) fn requirement(&self, field: &[u8]) -> Option<Requirement> {
+        self.requirement.borrow_mut().parse(field)
     }
 
     /// The time since `started`, when a request was received.

@@ -51,7 +51,7 @@ impl Visit {
     pub(in crate::serve) fn received_requirement(&self) -> Option<Requirement> {
         self.context.hop.as_ref()?;
         let field = self.context.hop_purges.as_ref();
-        let requirement = field.and_then(|field| Requirement::parse(field.as_bytes()));
+        let requirement = field.and_then(|field| self.worker.requirement(field.as_bytes()));
         Some(requirement.unwrap_or(Requirement::OriginOnly))
     }
 

@@ -244,6 +244,7 @@ impl Visit {
             is_for_shield: kind == UpstreamKind::Shield,
         };
         let mut headers = HeaderMap::clone(&self.fields);
+        headers.reserve(ADDED_FIELDS);
         if content == HopContent::Negotiated {
             OF_PARTS.iter().for_each(|name| drop(headers.remove(name)));
         }
@@ -376,7 +377,7 @@ impl HopPlan {
         let mut received = sent.map_err(|_| HopFailure::Connection)?;
         link.note_answer();
         link.distance.note(patience.round_trip);
-        let field = received.response.headers_mut().remove(HOP);
+        let field = received.verdict.take();
         let verdict = field.as_ref().and_then(HopVerdict::parse).ok_or(HopFailure::Verdict)?;
         if let HopVerdict::Refused(why) = verdict {
             return Err(HopFailure::of_refusal(why));
@@ -446,6 +447,8 @@ enum LegOutcome<'p> {
     Then(&'p AfterHop),
 }
 
+/// More fields than a hop usually adds.
+const ADDED_FIELDS: usize = 10;
 /// The fields of conditions and ranges.
 const OF_PARTS: [HeaderName; 6] =
     [IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE];

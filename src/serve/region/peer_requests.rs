@@ -34,14 +34,19 @@ pub(in crate::serve) fn take_hop(
         (Some(line), None) => Some(Hop::parse(line)),
         _ => None,
     };
-    let said = match &hop {
-        Some(Ok(hop)) => format!("in the name of {}", hop.from),
-        Some(Err(mistake)) => mistake.to_string(),
-        None => "expected one field Skerry-Hop".to_owned(),
+    let from = match &hop {
+        Some(Ok(hop)) => Some(Ok(hop.from.clone())),
+        Some(Err(mistake)) => Some(Err(*mistake)),
+        None => None,
     };
     let request = PeerRequest { names, method: &context.request.method, hop };
     let nodes = nodes.borrow().clone();
     request.admit(|name| may_be_member(&nodes, name)).map(Some).map_err(|refusal| {
+        let said = match from {
+            Some(Ok(from)) => format!("in the name of {from}"),
+            Some(Err(mistake)) => mistake.to_string(),
+            None => "expected one field Skerry-Hop".to_owned(),
+        };
         recorder.count_labelled(Metric::PeerRefusals, refusal.index());
         log_refusal(refusal, context.connection.peer, names, &said);
         errors::peer_refused(refusal)

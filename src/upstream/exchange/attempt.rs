@@ -485,9 +485,6 @@ impl Attempt<'_> {
         let is_of_peer = self.outgoing.state.pool.settings().is_of_peers;
         let verdict = is_of_peer.then(|| head.headers.remove(HOP)).flatten();
         let hop_by_hop = fields::take_hop_by_hop(&mut head.headers, upgrade);
-        if let Some(verdict) = verdict {
-            head.headers.insert(HOP, verdict);
-        }
         hop_by_hop.check_framing().map_err(|misframed| self.misframed(misframed))?;
         if let Link::Http1(http1) = &mut link {
             http1.kept_for = hop_by_hop.kept_for;
@@ -498,7 +495,9 @@ impl Attempt<'_> {
             Content::Whole(body) => (body, None),
             Content::Streaming(body) => self.await_or_pass_on(&head, body.beside(upload)),
         };
-        Ok((self.response(head, body, address, connected_in), awaited))
+        let mut upstream = self.response(head, body, address, connected_in);
+        upstream.verdict = verdict;
+        Ok((upstream, awaited))
     }
 
     /// A body that is small enough to be held, or of which a first piece is announced, is waited for.
@@ -595,6 +594,7 @@ impl Attempt<'_> {
             address,
             attempts: self.number,
             unretried: None,
+            verdict: None,
             first_byte,
             queued: self.outgoing.queued.get(),
             connected,

@@ -116,6 +116,8 @@ pub(crate) struct UpstreamResponse {
     pub attempts: u32,
     /// Why no other try was made after this response, which has a status of `retry.on`.
     pub unretried: Option<Unretried>,
+    /// The field `Skerry-Hop` of a peer, which the header section does not have.
+    pub verdict: Option<HeaderValue>,
     /// Time from [`super::Upstreams::send`] to the head, failed attempts included.
     pub first_byte: Duration,
     /// The time in the pool's queue.
