@@ -36,6 +36,7 @@ mod node; // starts, reloads and drains a node
 mod peers; // requests between nodes of the fleet: certificates, protocol
 
 // Leaves: they import none of the rooms above.
+mod address_text; // IP addresses as text
 mod allocator; // the allocator of the binary
 mod body; // the body type of the request path
 mod client_network; // the network that counts as one client

@@ -14,7 +14,6 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,6 +23,7 @@ use sfv::visitor::{
 };
 use sfv::{BareItemFromInput, KeyRef, Parser, StringRef};
 
+use crate::address_text::push_address;
 use crate::labels::HopRefusal;
 
 /// The name of the field.
@@ -83,14 +83,14 @@ pub(crate) enum HopMistake {
 impl Hop {
     /// The field's value. `None`: a name in it has characters beyond ASCII, or all are too long.
     pub(crate) fn to_field(&self) -> Option<HeaderValue> {
-        let mut text = String::with_capacity(FIELD_BYTES);
+        let mut text = Vec::with_capacity(FIELD_BYTES);
         let Self { version, hops, client, id, key, .. } = self;
-        text.extend(["v=", itoa::Buffer::new().format(*version)]);
+        push(&mut text, &["v=", itoa::Buffer::new().format(*version)]);
         push_string(&mut text, "from", &self.from)?;
         push_string(&mut text, "digest", &self.digest)?;
-        text.extend([", hops=", itoa::Buffer::new().format(*hops)]);
-        // Writing to a String does not fail.
-        _ = write!(text, ", client=\"{client}\"");
+        push(&mut text, &[", hops=", itoa::Buffer::new().format(*hops), ", client=\""]);
+        push_address(&mut text, *client);
+        push(&mut text, &["\""]);
         push_digits(&mut text, "id", *id);
         push_digits(&mut text, "key", *key);
         if let Some(group) = &self.group {
@@ -100,7 +100,7 @@ impl Hop {
             push_string(&mut text, "codings", codings)?;
         }
         if self.is_for_shield {
-            text.push_str(", shield");
+            push(&mut text, &[", shield"]);
         }
         let mut field =
             HeaderValue::try_from(Some(text).filter(|it| it.len() <= BYTES_MAX)?).ok()?;
@@ -274,23 +274,27 @@ impl<'f> ItemVisitor<'f> for &mut Members<'f> {
 }
 
 /// Appends a member with a string (RFC 9651 §4.1.6). `None`: a string cannot contain this text.
-fn push_string(text: &mut String, name: &str, value: &str) -> Option<()> {
-    StringRef::from_str(value).ok()?;
+fn push_string(text: &mut Vec<u8>, name: &str, value: &str) -> Option<()> {
+    if !value.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return None;
+    }
     let escaped = match value.contains(['"', '\\']) {
         true => Cow::Owned(value.replace('\\', r"\\").replace('"', "\\\"")),
         false => Cow::Borrowed(value),
     };
-    text.extend([", ", name, "=\"", &escaped, "\""]);
+    push(text, &[", ", name, "=\"", &escaped, "\""]);
     Some(())
 }
 
 /// Appends a member with 16 hexadecimal digits.
-fn push_digits(text: &mut String, name: &str, value: u64) {
-    text.extend([", ", name, "=\""]);
-    for at in (0..16).rev() {
-        text.push(char::from(b"0123456789abcdef"[(value >> (4 * at)) as usize & 15]));
-    }
-    text.push('"');
+fn push_digits(text: &mut Vec<u8>, name: &str, value: u64) {
+    push(text, &[", ", name, "=\""]);
+    text.extend((0..16).rev().map(|at| b"0123456789abcdef"[(value >> (4 * at)) as usize & 15]));
+    text.push(b'"');
+}
+
+fn push(text: &mut Vec<u8>, parts: &[&str]) {
+    parts.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
 }
 
 /// The number of exactly 16 hexadecimal digits in lower case.

@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 use super::RecentErrors;
 pub(crate) use super::log_fields::FIELDS;
 use super::log_fields::keep_fields;
+use crate::address_text::push_address;
 use crate::clock::Clock;
-use crate::context::push_address;
 use crate::metrics::{Metric, Recorder};
 
 /// Settings of the access log.

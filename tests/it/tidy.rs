@@ -10,6 +10,7 @@ use skerry::{HeadError, ProxyError, Reason, Refusal};
 /// reason; `design` is docs/ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
     ("allocator", &[]),
+    ("address_text", &[]),
     ("client_network", &[]),
     ("clock", &[]),
     // labels: a metric's series are the words of closed lists.
@@ -36,7 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("notices", &["clock"]),
     ("cache", &["fields", "labels", "planted"]),
     // peers: who a peer is, and what it says of its client.
-    ("context", &["cache", "labels", "peers"]),
+    ("context", &["address_text", "cache", "labels", "peers"]),
     // labels: whether a requirement is met is counted.
     ("purge", &["cache", "clock", "labels", "lock", "metrics", "notices", "planted", "random"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
@@ -83,7 +84,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // client_network: rates are those of a client.
     ("guard", &["client_network", "context", "fields", "labels", "metrics", "peers", "reply"]),
     // clock: a line in the access log tells how long its response took.
-    ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
+    (
+        "respond",
+        &["address_text", "context", "body", "clock", "fields", "metrics", "notices", "reply"],
+    ),
     // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
     // thread_priority: the threads that answer queries let requests go first.
     ("dns", &["clock", "metrics", "notices", "random", "thread_priority"]),
@@ -106,7 +110,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // labels: why a node refuses another one is a label of a metric.
     // pem, stamp: certificates are read from files, and read again when these change.
-    ("peers", &["labels", "pem", "stamp"]),
+    ("peers", &["address_text", "labels", "pem", "stamp"]),
     // rendezvous: nodes agree without a word on who owns a key.
     ("fleet", &["rendezvous"]),
     // fleet: the purge bus carries the rows of the node table.
