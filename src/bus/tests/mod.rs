@@ -71,7 +71,7 @@ impl Redis {
         let deadline = Clock::system().instant() + LONG;
         while !self.command(&["PING"]).contains("PONG") {
             assert!(Clock::system().instant() < deadline, "redis-server does not answer");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         true
     }
@@ -165,7 +165,8 @@ struct Node {
 fn settings(url: RedisUrl) -> Settings {
     Settings {
         redis: Some(url),
-        heartbeat: Duration::from_millis(100),
+        // A busy machine may let a node wait for a second: it is out after three heartbeats.
+        heartbeat: Duration::from_millis(500),
         reconnect_pause_max: Duration::from_millis(200),
         start_wait: Duration::from_secs(5),
         ..Settings::default()
@@ -298,7 +299,7 @@ fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Clock::system().instant() + LONG;
     while !holds() {
         assert!(Clock::system().instant() < deadline, "never came true: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -396,7 +397,7 @@ fn a_node_that_is_slow_to_find_an_emptied_redis_is_waited_for() {
     nodes.pop().unwrap().kill();
     redis.command(&["FLUSHALL"]);
     until("the new history is noticed", || nodes[0].gaps(Gap::Replaced) == 1);
-    // Ten heartbeats.
+    // Two heartbeats.
     let (_, status) = nodes[0].try_purge("https://x/1", Wait::All, Duration::from_secs(1)).unwrap();
     assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
 }
@@ -412,7 +413,7 @@ fn a_node_that_starts_into_an_emptied_redis_waits_for_those_whom_it_cannot_know(
     let settings = Settings { silence_max: Duration::from_secs(2), ..settings };
     let a = Node::start(&name, directory, settings);
     until("the new history is noticed", || a.gaps(Gap::Replaced) == 1);
-    // Ten heartbeats.
+    // Two heartbeats.
     let (id, status) = a.try_purge("https://x/2", Wait::All, Duration::from_secs(1)).unwrap();
     assert!(matches!(status.nodes[UNKNOWN_MEMBERS], NodeState::Pending(_)), "{status:?}");
     assert!(!status.is_enough(Wait::All) && !status.nodes.contains_key("b"), "{status:?}");
@@ -928,4 +929,4 @@ fn request_for(url: &str) -> PurgeRequest {
     PurgeRequest { scopes, kind: Hard, reason: None, refresh: 0 }
 }
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
