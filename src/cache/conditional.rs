@@ -1,6 +1,7 @@
 //! Evaluates a request's conditions and ranges against a stored response (RFC 9110 §13, §14;
 //! RFC 9111 §4.3.2).
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::SystemTime;
 
@@ -274,17 +275,13 @@ pub(crate) fn add_tags_without_coding(headers: &mut HeaderMap) {
     }
     for name in [IF_MATCH, IF_NONE_MATCH] {
         let lines = headers.get_all(&name).iter().flat_map(|line| entity_tags(line.as_bytes()));
-        let mut added: Vec<HeaderValue> = Vec::new();
-        for text in lines.filter_map(without_coding) {
-            // The origin's own tag decides whether it is strong.
-            let tag = HeaderValue::from_bytes(&[b"\"", text, b"\""].concat());
-            let tag = tag.expect("a part of a field value is one");
-            if !added.contains(&tag) {
-                added.push(tag);
-            }
-        }
-        for tag in added {
-            headers.append(&name, tag);
+        let mut known = HashSet::new();
+        let texts = lines.filter_map(without_coding).filter(|text| known.insert(*text));
+        // The origin's own tag decides whether it is strong.
+        let tags: Vec<Vec<u8>> = texts.map(|text| [b"\"", text, b"\""].concat()).collect();
+        if !tags.is_empty() {
+            let line = HeaderValue::from_maybe_shared(tags.join(&b", "[..]));
+            headers.append(&name, line.expect("parts of field values are one"));
         }
     }
     if headers.get(IF_RANGE).is_some_and(|tag| without_coding(tag.as_bytes()).is_some()) {
@@ -566,6 +563,8 @@ mod tests {
         for name in ["if-none-match", "if-match"] {
             let sent = "W/\"a,b~br\", \"c\", \"a,b~gzip.00000001\"";
             check(name, sent, &[sent, "\"a,b\""]);
+            let sent = "W/\"a~br\", \"b~gzip\", \"a~gzip\"";
+            check(name, sent, &[sent, "\"a\", \"b\""]);
             check(name, "W/\"a\",\"b\"", &["W/\"a\",\"b\""]);
             check(name, "*", &["*"]);
         }

@@ -203,17 +203,16 @@ impl ResponseDirectives {
     }
 }
 
-/// The field names in a quoted list. `None` if the argument is not quoted, is empty, or has an invalid
-/// name: then the directive applies to the whole response.
+/// The field names in a quoted list. `None` if the argument is not quoted: then the directive applies to the whole response.
 fn field_names(argument: Argument<'_>) -> Option<Vec<HeaderName>> {
-    if !argument.0.starts_with(b"\"") {
-        return None;
-    }
-    let text = argument.text();
-    let mut names = Vec::new();
-    for part in members(&text) {
-        names.push(HeaderName::from_bytes(part).ok()?);
-    }
+    if argument.0.starts_with(b"\"") { listed_names(&argument.text()) } else { None }
+}
+
+/// The field names in a list. `None` if it is empty or has an invalid name: then the directive applies to the whole
+/// response.
+pub(super) fn listed_names(list: &[u8]) -> Option<Vec<HeaderName>> {
+    let names: Vec<_> =
+        members(list).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<_>>()?;
     (!names.is_empty()).then_some(names)
 }
 
@@ -283,15 +282,12 @@ impl<'a> Argument<'a> {
     }
 }
 
-/// The members of one line. Commas in quoted strings do not separate members; a quote that is never
-/// closed is an ordinary character, so that it hides no directive.
-pub(super) struct Members<'a> {
-    rest: &'a [u8],
-}
+/// The members of one line, without empty ones.
+pub(super) struct Members<'a>(MemberTexts<'a>);
 
 impl<'a> Members<'a> {
     pub(super) fn of(line: &'a [u8]) -> Self {
-        Self { rest: line }
+        Self(MemberTexts::of(line, b','))
     }
 }
 
@@ -299,15 +295,52 @@ impl<'a> Iterator for Members<'a> {
     type Item = Member<'a>;
 
     fn next(&mut self) -> Option<Member<'a>> {
-        while !self.rest.is_empty() {
-            let end = member_end(self.rest);
-            let member = self.rest[..end].trim_ascii();
-            self.rest = self.rest.get(end + 1..).unwrap_or_default();
-            if !member.is_empty() {
-                return Some(split_member(member));
-            }
+        self.0.find(|text| !text.is_empty()).map(split_member)
+    }
+}
+
+/// The members of one line as they are written, without whitespace around them; at least one, which may be empty. Separators
+/// in quoted strings do not count; a quote that is never closed is an ordinary character, so that it hides no directive.
+/// The line is read once, however it is written.
+pub(super) struct MemberTexts<'a> {
+    rest: Option<&'a [u8]>,
+    separator: u8,
+    /// Whether a quote has been found that is never closed. No later quote is closed either, because its closing quote
+    /// would also close the first one.
+    has_open_quote: bool,
+}
+
+impl<'a> MemberTexts<'a> {
+    pub(super) fn of(line: &'a [u8], separator: u8) -> Self {
+        Self { rest: Some(line), separator, has_open_quote: false }
+    }
+
+    /// The position of the first separator in `text` outside of quoted strings.
+    fn separator_in(&mut self, text: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < text.len() {
+            at = match text[at] {
+                byte if byte == self.separator => return Some(at),
+                b'"' if !self.has_open_quote => {
+                    let closing = closing_quote(text, at + 1);
+                    self.has_open_quote = closing.is_none();
+                    closing.unwrap_or(at) + 1
+                }
+                _ => at + 1,
+            };
         }
         None
+    }
+}
+
+impl<'a> Iterator for MemberTexts<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let text = self.rest?;
+        let end = self.separator_in(text);
+        self.rest = end.map(|end| &text[end + 1..]);
+        Some(text[..end.unwrap_or(text.len())].trim_ascii())
     }
 }
 
@@ -323,18 +356,6 @@ fn split_member(member: &[u8]) -> Member<'_> {
             Member { written: member, name, argument: Some(Argument(argument)) }
         }
     }
-}
-
-fn member_end(text: &[u8]) -> usize {
-    let mut at = 0;
-    while at < text.len() {
-        match text[at] {
-            b',' => return at,
-            b'"' => at = closing_quote(text, at + 1).unwrap_or(at) + 1,
-            _ => at += 1,
-        }
-    }
-    text.len()
 }
 
 fn closing_quote(text: &[u8], from: usize) -> Option<usize> {

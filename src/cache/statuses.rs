@@ -25,9 +25,13 @@ pub(super) fn is_about_one_request(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::BAD_REQUEST
+            | StatusCode::NOT_ACCEPTABLE
             | StatusCode::REQUEST_TIMEOUT
             | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
             | StatusCode::RANGE_NOT_SATISFIABLE
+            | StatusCode::EXPECTATION_FAILED
+            | StatusCode::TOO_EARLY
             | StatusCode::PRECONDITION_REQUIRED
             | StatusCode::TOO_MANY_REQUESTS
             | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE

@@ -7,7 +7,9 @@ use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
-use super::directives::{DELTA_SECONDS_MAX, Members, ResponseDirectives, Seconds, combined};
+use super::directives::{
+    DELTA_SECONDS_MAX, MemberTexts, Members, ResponseDirectives, Seconds, combined, listed_names,
+};
 use super::settings::TargetedField;
 
 /// Response directives and the field that they come from.
@@ -74,15 +76,10 @@ fn add_flag(found: &mut ResponseDirectives, name: &str, value: &BareItem) {
     match (name, value) {
         (_, BareItem::Boolean(false)) => {}
         ("no-cache" | "private", BareItem::String(list)) => {
-            let names: Vec<_> = list
-                .as_str()
-                .split(',')
-                .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-                .collect();
-            if names.is_empty() {
-                found.set_flag(name.as_bytes());
+            match listed_names(list.as_str().as_bytes()) {
+                Some(names) => found.unstored_fields.extend(names),
+                None => found.set_flag(name.as_bytes()),
             }
-            found.unstored_fields.extend(names);
         }
         _ => found.set_flag(name.as_bytes()),
     }
@@ -101,7 +98,7 @@ fn loose(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
     let mut ours = HeaderMap::new();
     for line in headers.get_all(name) {
         for member in Members::of(line.as_bytes()).map(|member| member.written) {
-            let mut parts = member.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let mut parts = MemberTexts::of(member, b';');
             let directive = parts.next().unwrap_or_default();
             if parts.all(|target| target.eq_ignore_ascii_case(SURROGATE.as_bytes())) {
                 ours.append(name, HeaderValue::from_bytes(directive).ok()?);
@@ -178,5 +175,15 @@ mod tests {
         let found = of(&[(&CDN, "private, no-store=?0, no-cache=\"a, b\"")]).directives;
         assert!(found.private && !found.no_store && !found.no_cache);
         assert_eq!(found.unstored_fields.len(), 2);
+    }
+
+    #[test]
+    fn a_list_with_an_invalid_name_forbids_the_whole_response() {
+        for list in ["a, b c", "a;b", ",", "", "a,\\\"b"] {
+            for name in [&CDN, &CONTROL] {
+                let found = of(&[(name, &format!("max-age=60, private=\"{list}\""))]).directives;
+                assert!(found.private && found.unstored_fields.is_empty(), "{name}: {list}");
+            }
+        }
     }
 }

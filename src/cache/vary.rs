@@ -9,16 +9,18 @@
 //! └── key ────────────────┘   └── canonical values: StoredResponse::variant ──┘
 //! ```
 
+use std::fmt::Write;
+
 use http::header::{
-    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE,
-    COOKIE, REFERER, USER_AGENT, VARY,
+    ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE, COOKIE, REFERER, USER_AGENT,
+    VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::directives::Members;
+use super::directives::{MemberTexts, combined};
 use super::key::{CacheKey, KeyHash, push_bytes};
 use super::stored::StoredResponse;
-use crate::fields::{Fields, members};
+use crate::fields::{Fields, members, qvalue};
 
 /// The fields in which a client names a dictionary for the codings dcb and dcz (RFC 9842 §2.2, §2.3). A shared response is never requested with
 /// these codings, so that it does not depend on the dictionary.
@@ -235,11 +237,12 @@ fn content_language(headers: &impl Fields) -> Option<Box<str>> {
 
 /// The language with the uniquely highest weight in `Accept-Language`.
 fn preferred_language(headers: &HeaderMap) -> Option<Box<str>> {
-    let mut wanted = weighted_members(headers, &ACCEPT_LANGUAGE);
-    wanted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
-    let (language, weight) = wanted.first()?;
-    let alone = wanted.get(1).is_none_or(|(_, next)| next < weight);
-    (alone && *weight > 0 && language != "*").then(|| language.as_str().into())
+    let list = combined(headers, &ACCEPT_LANGUAGE)?.to_ascii_lowercase();
+    let languages = languages(&list)?;
+    let highest = languages.iter().map(|(_, weight)| *weight).max().filter(|weight| *weight > 0)?;
+    let mut preferred = languages.iter().filter(|(_, weight)| *weight == highest);
+    let (language, _) = preferred.next()?;
+    (preferred.next().is_none() && *language != "*").then(|| (*language).into())
 }
 
 /// Appends the canonical values of the selecting fields, one line for each. The line of a field that the request does
@@ -257,9 +260,7 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
         text.push_str(": ");
         if is_reduced {
             push_accept_encoding(text, headers, codings);
-        } else if *name == ACCEPT_LANGUAGE || *name == ACCEPT || *name == ACCEPT_CHARSET {
-            push_weighted(text, headers, name);
-        } else {
+        } else if *name != ACCEPT_LANGUAGE || !push_languages(text, headers) {
             push_list(text, headers, name);
         }
     }
@@ -315,79 +316,65 @@ fn name_and_weight(member: &[u8]) -> (&[u8], u16) {
     };
     let weight = member[at + 1..].split(|byte| *byte == b';').find_map(|part| {
         let (q, value) = part.trim_ascii().split_at_checked(2)?;
-        q.eq_ignore_ascii_case(b"q=").then(|| qvalue_thousandths(value))
+        let weight = q.eq_ignore_ascii_case(b"q=").then(|| qvalue(value));
+        weight.map(|weight| weight.unwrap_or(1000))
     });
     (member[..at].trim_ascii(), weight.unwrap_or(1000))
 }
 
-/// The members of a list with weights: text in lower case without white space, and the weight
-/// in thousandths.
-fn weighted_members(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
-    let mut members = Vec::new();
-    for line in headers.get_all(name) {
-        for member in Members::of(line.as_bytes()) {
-            let mut text = String::new();
-            let mut weight = 1000;
-            for (i, part) in member.written.split(|byte| *byte == b';').enumerate() {
-                let part = part.trim_ascii();
-                if i > 0 && part.len() > 2 && part[..2].eq_ignore_ascii_case(b"q=") {
-                    weight = qvalue_thousandths(&part[2..]);
-                    continue;
-                }
-                if i > 0 {
-                    text.push(';');
-                }
-                push_bytes(&mut text, part);
-            }
-            text.make_ascii_lowercase();
-            members.push((text, weight));
+/// The languages of an `Accept-Language` in lower case, with their weights in thousandths. `None` if a member is anything but
+/// a language and a valid weight: origins read such a list in different ways.
+fn languages(list: &str) -> Option<Vec<(&str, u16)>> {
+    list.split(',').map(language).collect()
+}
+
+fn language(member: &str) -> Option<(&str, u16)> {
+    let (range, weight) = match member.split_once(';') {
+        None => (member.trim_ascii(), 1000),
+        Some((range, weight)) => {
+            let weight = weight.trim_ascii().strip_prefix("q=")?;
+            (range.trim_ascii(), qvalue(weight.as_bytes())?)
+        }
+    };
+    let is_in_a_range = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'*');
+    (!range.is_empty() && range.bytes().all(is_in_a_range)).then_some((range, weight))
+}
+
+/// Appends `Accept-Language` without case, sorted by descending weight, then by name: the order of equal weights has no
+/// meaning (RFC 9110 §12.5.4). Returns whether the field is a valid list; otherwise, nothing is appended. The appended
+/// text is a valid list too, so that no invalid one is equal to it.
+fn push_languages(text: &mut String, headers: &HeaderMap) -> bool {
+    let Some(list) = combined(headers, &ACCEPT_LANGUAGE) else { return false };
+    let list = list.to_ascii_lowercase();
+    let Some(mut languages) = languages(&list) else { return false };
+    languages.sort_unstable_by(|(a, a_weight), (b, b_weight)| {
+        b_weight.cmp(a_weight).then_with(|| a.cmp(b))
+    });
+    languages.dedup();
+    for (at, (language, weight)) in languages.iter().enumerate() {
+        text.push_str(if at > 0 { "," } else { "" });
+        text.push_str(language);
+        if *weight < 1000 {
+            _ = write!(text, ";q=0.{weight:03}");
         }
     }
-    members
+    true
 }
 
-/// `qvalue` in thousandths (RFC 9110 §12.4.2); an invalid value counts as 1.
-fn qvalue_thousandths(text: &[u8]) -> u16 {
-    let text = std::str::from_utf8(text).unwrap_or_default();
-    match text.parse::<f32>() {
-        Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1000.0).round() as u16,
-        _ => 1000,
-    }
-}
-
-/// Appends the members sorted by descending weight, then by name, because the order of equal weights
-/// has no meaning (RFC 9110 §12.5.4).
-fn push_weighted(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
-    let mut members = weighted_members(headers, name);
-    members.sort_by(|(a, a_weight), (b, b_weight)| b_weight.cmp(a_weight).then(a.cmp(b)));
-    members.dedup();
-    for (i, (member, weight)) in members.iter().enumerate() {
-        if i > 0 {
+/// Appends the field's lines combined into one list without whitespace around commas. Empty members stay, because
+/// origins count them. Fields that are not lists are appended unchanged.
+fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
+    let is_singleton = [&USER_AGENT, &COOKIE, &AUTHORIZATION, &REFERER].contains(&name);
+    for (at, line) in headers.get_all(name).iter().map(HeaderValue::as_bytes).enumerate() {
+        if at > 0 {
             text.push(',');
         }
-        text.push_str(member);
-        if *weight < 1000 {
-            // In thousandths: the text is a key, not a field value.
-            text.push_str(";q=");
-            text.push_str(itoa::Buffer::new().format(*weight));
+        if is_singleton {
+            push_bytes(text, line.trim_ascii());
+            continue;
         }
-    }
-}
-
-/// Appends the field's lines combined into one list without whitespace around commas. Fields that are
-/// not lists are appended unchanged.
-fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
-    let lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    let mut first = true;
-    for line in lines {
-        let is_singleton = [&USER_AGENT, &COOKIE, &AUTHORIZATION, &REFERER].contains(&name);
-        let members: &mut dyn Iterator<Item = &[u8]> = if is_singleton {
-            &mut std::iter::once(line.trim_ascii())
-        } else {
-            &mut Members::of(line).map(|member| member.written)
-        };
-        for member in members {
-            if !std::mem::take(&mut first) {
+        for (at, member) in MemberTexts::of(line, b',').enumerate() {
+            if at > 0 {
                 text.push(',');
             }
             push_bytes(text, member);
@@ -484,6 +471,43 @@ mod tests {
         check("en;q=0.5, de", "de;q=1.0,en; Q=0.500", true);
         check("en;q=0.5, de", "de;q=0.5, en", false);
         check("en", "en-GB", false);
+    }
+
+    #[test]
+    fn a_list_that_origins_may_read_in_different_ways_is_compared_as_it_is() {
+        let check = |name: &'static str, a: &str, b: &str, same: bool| {
+            let of = |value| values(&[name], &[(name, value)]);
+            assert_eq!(of(a) == of(b), same, "{name}: {a} / {b}");
+        };
+        for (odd, plain) in [
+            (",en", "en"),
+            ("en,,de", "en,de"),
+            ("en,", "en"),
+            ("en;q=abc", "en"),
+            ("en;q=2", "en"),
+            ("en;q=-1", "en"),
+            ("en;q=0.5000", "en;q=0.5"),
+            ("en;q=500", "en;q=0.5"),
+            ("en;q=.5", "en;q=0.5"),
+            ("en;q=", "en"),
+            ("en;q=0.5;q=1", "en;q=0.5"),
+            ("en;x=1", "en"),
+            ("e n", "en"),
+            ("de;q=9, en", "en, de;q=9"),
+            ("EN;q=9", "en;q=9"),
+        ] {
+            check("accept-language", odd, plain, false);
+        }
+        check("accept-language", "en;q=9 ,de", "en;q=9, de", true);
+        for name in ["accept", "accept-charset", "foo"] {
+            check(name, "a/b, c/d", "a/b ,c/d", true);
+            check(name, "a/b, c/d", "c/d, a/b", false);
+            check(name, "a/b;q=0.5, c/d", "c/d, a/b;q=0.5", false);
+            check(name, "a/b;x=A", "a/b;x=a", false);
+            check(name, "a/b;q=2", "a/b", false);
+            check(name, ", a/b", "a/b", false);
+            check(name, "a/b,", "a/b", false);
+        }
     }
 
     #[test]

@@ -334,6 +334,25 @@ pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { digits.iter().try_fold(0, digit) }
 }
 
+/// Parses a weight (RFC 9110 §12.4.2), in thousandths: `0` or `1`, and up to three decimals (none but zeros after a one).
+pub(crate) fn qvalue(text: &[u8]) -> Option<u16> {
+    let (whole, decimals) = match text {
+        [whole] => (whole, &[][..]),
+        [whole, b'.', decimals @ ..] => (whole, decimals),
+        _ => return None,
+    };
+    if decimals.len() > 3 || !decimals.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let padded = decimals.iter().chain(std::iter::repeat(&b'0')).take(3);
+    let fraction = padded.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    match whole {
+        b'0' => Some(fraction),
+        b'1' if fraction == 0 => Some(1000),
+        _ => None,
+    }
+}
+
 /// The number and the two lengths.
 const START_BYTES: usize = 8;
 const NAME_END: &[u8] = b": ";

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, HeaderName};
 
 use super::{Coding, Level};
+use crate::fields::qvalue;
 
 /// The weights that a client gives to the supported codings, in thousandths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,25 +167,10 @@ fn weighted(member: &str) -> Option<(&str, u16)> {
     for parameter in parameters.split(';') {
         let (key, value) = parameter.split_once('=')?;
         if key.trim().eq_ignore_ascii_case("q") {
-            weight = thousandths(value.trim())?;
+            weight = qvalue(value.trim().as_bytes())?;
         }
     }
     Some((name.trim(), weight))
-}
-
-/// A qvalue: `0` or `1`, and up to three decimals (none but zeros after a one).
-fn thousandths(value: &str) -> Option<u16> {
-    let (whole, decimals) = value.split_once('.').unwrap_or((value, ""));
-    if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let padded = decimals.bytes().chain(std::iter::repeat(b'0')).take(3);
-    let fraction = padded.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
-    match whole {
-        "0" => Some(fraction),
-        "1" if fraction == 0 => Some(1000),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -381,7 +381,7 @@ fn some_responses_make_their_key_uncacheable() {
     assert!(remembered(&[], 200, &[("set-cookie", "a=b"), ("cache-control", "max-age=9")]));
     assert!(!remembered(&[], 503, &[("cache-control", "no-store")]));
     assert!(!remembered(&[("cache-control", "no-store")], 200, &[]));
-    for status in [400, 408, 413, 416, 428, 429, 431] {
+    for status in [400, 406, 408, 413, 415, 416, 417, 425, 428, 429, 431] {
         assert!(!remembered(&[], status, &[]), "{status}");
     }
     let authorized = &[("authorization", "x")];
