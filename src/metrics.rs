@@ -124,6 +124,7 @@ table! {
     ConnectionsTimedOut, Counter, "connections_timed_out", "Client connections closed because the client took too long.",
         "waited_for" = ConnectionTimeout::WORDS;
     AcceptErrors, Counter, "accept_errors", "Connections that the system could not accept because file descriptors or memory ran out.";
+    HandshakesReplaced, Counter, "tls_handshakes_replaced", "TLS handshakes closed for a new one, because limits.handshakes_max were in progress and they had waited longest. They also count as timed out.";
     Handshakes, Counter, "tls_handshakes", "TLS handshakes, by outcome.",
         "outcome" = HandshakeOutcome::WORDS;
     BytesReceived, Counter, "received_bytes", "Bytes read from client connections, inside TLS.";

@@ -7,8 +7,6 @@ labels! {
     Total "total";
     /// `connections_per_address_max`.
     Address "address";
-    /// `handshakes_max`.
-    Handshakes "handshakes";
     /// A missing or invalid PROXY protocol header, where the listener requires one.
     ProxyHeader "proxy_header";
     /// `peers.connections_max`.
@@ -18,7 +16,8 @@ labels! {
 labels! {
     /// The time limit that a client connection reached.
     pub(crate) ConnectionTimeout;
-    /// `handshake_timeout`: PROXY protocol header and TLS handshake.
+    /// `handshake_timeout`: PROXY protocol header and TLS handshake; or a new connection took the place of the handshake at
+    /// `handshakes_max`.
     Handshake "handshake";
     /// `header_timeout`: the head of a request.
     Header "header";

@@ -33,6 +33,7 @@ use super::client_stream::{ClientStream, FirstBytes};
 use super::connection::HttpConnection;
 use super::connection_counts::Permit;
 use super::drain::Drain;
+use super::handshakes::HandshakePlace;
 use super::open_connections::OpenConnections;
 use super::peer_listener::{self, PeerListenerState};
 use super::proxy::{self, Parsed};
@@ -203,13 +204,12 @@ where
         };
         let client = client.filter(|_| peer_state.is_none());
         let address = client.map(|client| self.client_permit(client)).transpose()?;
-        let handshake = match listener.transport {
-            Transport::Plain => None,
-            Transport::Tls | Transport::Peers => {
-                let permit = counts.handshake(limits.handshakes_max);
-                Some(permit.ok_or(ConnectionRefusal::Handshakes)?)
-            }
-        };
+        let has_handshake = listener.transport != Transport::Plain;
+        let handshake = has_handshake.then(|| {
+            let (place, has_replaced) = self.shared.handshakes.begin(client, limits.handshakes_max);
+            self.recorder.add(Metric::HandshakesReplaced, has_replaced.into());
+            place
+        });
         Ok(Permits { _connection: connection, address, handshake })
     }
 
@@ -243,19 +243,18 @@ where
             None => limits,
         });
         let state = &tracked.state;
-        match state.run(self.read_proxy_header(&mut accepted)).await {
+        let place = accepted.permits.handshake.take();
+        match run_opening(state, place.as_ref(), self.read_proxy_header(&mut accepted)).await {
             Ok(Ok(())) => {}
             Ok(Err(refusal)) => return self.count_refusal(refusal),
             Err(timeout) => return self.count_timeout(timeout),
         }
-        let Accepted { stream, peer, listener, mut permits, .. } = accepted;
+        let Accepted { stream, peer, listener, permits: _permits, .. } = accepted;
         let facts = Connection::new(peer, local(&stream, &listener));
         match (listener.transport, &self.shared.tls, &self.shared.peers) {
             (Transport::Tls, Some(tls), _) => {
                 // In a box that is freed before requests are served: a handshake needs much room.
-                match Box::pin(self.handshake(stream, facts, tls, permits.handshake.take(), state))
-                    .await
-                {
+                match Box::pin(self.handshake(stream, facts, tls, place, state)).await {
                     Handshake::Tls(stream, facts, protocol) => {
                         self.run_http(stream, facts, protocol, state).await;
                     }
@@ -266,7 +265,7 @@ where
                 }
             }
             (Transport::Peers, _, Some(peer_state)) => {
-                Box::pin(self.run_peer(stream, facts, peer_state, permits, state)).await;
+                Box::pin(self.run_peer(stream, facts, peer_state, place, state)).await;
             }
             _ => self.run_http(stream, facts, Protocol::Unknown, state).await,
         }
@@ -278,16 +277,18 @@ where
         stream: TcpStream,
         facts: Connection,
         peer_state: &PeerListenerState,
-        mut permits: Permits,
+        place: Option<HandshakePlace>,
         state: &Rc<ConnectionState>,
     ) {
         let peer = facts.peer;
         let refuse = |refusal, detail: &dyn std::fmt::Display| {
             peer_listener::note_refusal(refusal, peer, detail, &self.recorder);
         };
-        match state.run(TlsAcceptor::from(peer_state.config()).accept(stream)).await {
+        let accepting = TlsAcceptor::from(peer_state.config()).accept(stream);
+        let accepted = run_opening(state, place.as_ref(), accepting).await;
+        drop(place);
+        match accepted {
             Ok(Ok(stream)) => {
-                drop(permits.handshake.take());
                 self.count_handshake(HandshakeOutcome::Full);
                 let Some(names) = PeerNames::of(stream.get_ref().1.peer_certificates()) else {
                     return refuse(
@@ -317,10 +318,10 @@ where
         stream: TcpStream,
         facts: Connection,
         tls: &TlsState,
-        permit: Option<Permit>,
+        place: Option<HandshakePlace>,
         state: &Rc<ConnectionState>,
     ) -> Handshake {
-        match state.run(begins_with_letter(&stream)).await {
+        match run_opening(state, place.as_ref(), begins_with_letter(&stream)).await {
             Ok(false) => {}
             Ok(true) => {
                 self.count_handshake(HandshakeOutcome::NotTls);
@@ -331,8 +332,9 @@ where
                 return Handshake::Failed;
             }
         }
-        let accepted = state.run(TlsAcceptor::from(tls.config()).accept(stream)).await;
-        drop(permit);
+        let accepting = TlsAcceptor::from(tls.config()).accept(stream);
+        let accepted = run_opening(state, place.as_ref(), accepting).await;
+        drop(place);
         match accepted {
             Ok(Ok(stream)) => {
                 let connection = stream.get_ref().1;
@@ -431,7 +433,7 @@ struct Accepted {
 struct Permits {
     _connection: Permit,
     address: Option<Permit>,
-    handshake: Option<Permit>,
+    handshake: Option<HandshakePlace>,
 }
 
 /// The result of a TLS handshake.
@@ -473,6 +475,24 @@ impl Drop for PeerConnection {
     fn drop(&mut self) {
         self.0.subtract(Metric::PeerConnections, 1);
     }
+}
+
+/// Runs a step of [`Phase::Opening`] until it is done, a time limit is reached, or a new connection has taken the place of
+/// the handshake.
+async fn run_opening<T>(
+    state: &ConnectionState,
+    place: Option<&HandshakePlace>,
+    step: impl Future<Output = T>,
+) -> Result<T, ConnectionTimeout> {
+    let Some(place) = place else { return state.run(step).await };
+    let step = async {
+        tokio::select! {
+            biased;
+            output = step => Ok(output),
+            () = place.replaced() => Err(ConnectionTimeout::Handshake),
+        }
+    };
+    state.run(step).await?
 }
 
 /// Whether the client begins with a letter, as a method does. TLS begins with the byte 0x16.

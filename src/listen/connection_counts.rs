@@ -1,5 +1,5 @@
 //! The counts that connection limits are checked against: open connections of the node and of each
-//! client, TLS handshakes in progress, and requests of peers in flight.
+//! client, and requests of peers in flight.
 //!
 //! All workers share them. They are used only when a connection opens or closes, and for each request of a peer.
 
@@ -15,7 +15,6 @@ use crate::client_network::ClientNetwork;
 #[derive(Debug, Default)]
 pub(super) struct ConnectionCounts {
     connections: AtomicUsize,
-    handshakes: AtomicUsize,
     requests: AtomicUsize,
     addresses: [Mutex<HashMap<ClientNetwork, u32>>; SHARDS],
     hasher: std::hash::RandomState,
@@ -31,7 +30,6 @@ pub(super) struct Permit {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Connection,
-    Handshake,
     Request,
     Address(ClientNetwork),
 }
@@ -40,11 +38,6 @@ impl ConnectionCounts {
     /// Counts a connection, if fewer than `max` are open.
     pub(super) fn connection(self: &Arc<Self>, max: usize) -> Option<Permit> {
         take(&self.connections, max).then(|| self.permit(Kind::Connection))
-    }
-
-    /// Counts a TLS handshake, if fewer than `max` are in progress.
-    pub(super) fn handshake(self: &Arc<Self>, max: usize) -> Option<Permit> {
-        take(&self.handshakes, max).then(|| self.permit(Kind::Handshake))
     }
 
     /// Counts a request of a peer, if fewer than `max` are in flight.
@@ -78,7 +71,6 @@ impl Drop for Permit {
     fn drop(&mut self) {
         match self.kind {
             Kind::Connection => _ = self.counts.connections.fetch_sub(1, Ordering::Relaxed),
-            Kind::Handshake => _ = self.counts.handshakes.fetch_sub(1, Ordering::Relaxed),
             Kind::Request => _ = self.counts.requests.fetch_sub(1, Ordering::Relaxed),
             Kind::Address(client) => {
                 let mut shard = self.counts.shard(client);

@@ -13,6 +13,7 @@ mod connection_counts;
 mod drain;
 mod h1;
 mod h2;
+mod handshakes;
 mod kernel;
 mod min_rate;
 mod open_connections;
@@ -33,6 +34,7 @@ use crate::clock::Clock;
 use crate::context::Connection;
 use crate::reply::Reply;
 use connection_counts::ConnectionCounts;
+use handshakes::Handshakes;
 
 pub(crate) use crate::labels::HeadError;
 pub(crate) use accept::serve;
@@ -50,6 +52,7 @@ pub(crate) use tls::{CertificateReport, TlsError, TlsState, check_certificate, c
 pub(crate) struct ListenerState {
     limits: ArcSwap<Limits>,
     counts: Arc<ConnectionCounts>,
+    handshakes: Arc<Handshakes>,
     tls: Option<Arc<TlsState>>,
     peers: Option<Arc<PeerListenerState>>,
     clock: Clock,
@@ -65,7 +68,8 @@ impl ListenerState {
         clock: Clock,
     ) -> Arc<Self> {
         let limits = ArcSwap::from_pointee(limits.within(open_files_max()));
-        Arc::new(Self { limits, counts: Arc::default(), tls, peers, clock })
+        let (counts, handshakes) = Default::default();
+        Arc::new(Self { limits, counts, handshakes, tls, peers, clock })
     }
 
     /// The state of the peer listeners, if the node has peers.

@@ -148,7 +148,8 @@ pub(crate) struct Limits {
     pub connections_max: usize,
     /// Open connections of one client: an IPv4 address or an IPv6 /64.
     pub connections_per_address_max: usize,
-    /// TLS handshakes in progress on the node. Further connections are closed as soon as they are accepted.
+    /// TLS handshakes in progress on the node, at least 1. A further connection takes the place of the one that has waited
+    /// longest ([`super::handshakes`]).
     pub handshakes_max: usize,
     /// The age at which a connection is closed gracefully. `None`: it has no limit. Connections of peers have one.
     pub age_max: Option<Duration>,

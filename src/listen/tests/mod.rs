@@ -1,6 +1,7 @@
 //! The room over real sockets: raw bytes, curl, h2load and openssl are the clients.
 
 mod certificates;
+mod handshakes;
 mod http2;
 
 use std::cell::RefCell;
