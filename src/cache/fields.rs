@@ -105,7 +105,10 @@ pub(crate) fn answer(
             }
             match stored.status {
                 // A partial response with all its parts is complete (RFC 9111 §3.4).
-                StatusCode::PARTIAL_CONTENT => StatusCode::OK,
+                StatusCode::PARTIAL_CONTENT => {
+                    fields.remove_all(&DIGESTS_OF_CONTENT);
+                    StatusCode::OK
+                }
                 status => status,
             }
         }
@@ -119,11 +122,13 @@ pub(crate) fn answer(
         Selected::Range { bytes, complete_length } => {
             let complete_length = Some(*complete_length);
             let range = ContentRange { bytes: bytes.clone(), complete_length };
+            fields.remove_all(&DIGESTS_OF_CONTENT);
             fields.set(&CONTENT_RANGE, &text_value(range.text()));
             fields.set_number(&CONTENT_LENGTH, bytes.end - bytes.start);
             StatusCode::PARTIAL_CONTENT
         }
         Selected::Multipart(plan) => {
+            fields.remove_all(&DIGESTS_OF_CONTENT);
             let content_type = format!("multipart/byteranges; boundary={}", plan.boundary);
             fields.set(&CONTENT_TYPE, &text_value(content_type));
             fields.set_number(&CONTENT_LENGTH, plan.content_length());
@@ -189,6 +194,10 @@ const OF_CONTENT: [HeaderName; 9] = [
     HeaderName::from_static("repr-digest"),
 ];
 
+/// Digests of the content of one message (RFC 9530 §2, RFC 1864), which are false for another part of the representation.
+pub(crate) const DIGESTS_OF_CONTENT: [HeaderName; 2] =
+    [HeaderName::from_static("content-digest"), HeaderName::from_static("content-md5")];
+
 /// The time as IMF-fixdate; a time before 1970 counts as 1970.
 pub(crate) fn http_date(time: SystemTime) -> HeaderValue {
     let text = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
@@ -199,7 +208,7 @@ pub(crate) fn http_date(time: SystemTime) -> HeaderValue {
 mod tests {
     use super::*;
     use crate::cache::stored::tests::{headers, now, stored, stored_under};
-    use crate::cache::{Settings, settings};
+    use crate::cache::{Multipart, Settings, settings};
 
     #[test]
     fn fields_of_one_hop_are_not_stored() {
@@ -356,6 +365,32 @@ mod tests {
         stored.headers = headers.into();
         stored.complete_length = Some(1000);
         check(&stored, Selected::Full, 200, "1000", "");
+    }
+
+    #[test]
+    fn a_digest_goes_with_the_content_that_it_is_of() {
+        let mut stored = stored(&[
+            ("cache-control", "max-age=60"),
+            ("content-digest", "sha-256=:AA==:"),
+            ("content-md5", "AA=="),
+            ("repr-digest", "sha-256=:AA==:"),
+        ]);
+        let check = |stored: &StoredResponse, selected: Selected, is_kept: bool| {
+            let (_, fields) = answer(stored, &selected, Some(1000), Duration::ZERO).unwrap();
+            let fields = fields.to_map();
+            for name in ["content-digest", "content-md5"] {
+                assert_eq!(fields.contains_key(name), is_kept, "{name}: {selected:?}");
+            }
+            assert!(fields.contains_key("repr-digest"), "of the whole representation");
+        };
+        let range = || Selected::Range { bytes: 4..10, complete_length: 1000 };
+        let multipart = Multipart::new(&[0..1, 500..501], 1000, None, "x".repeat(32));
+        check(&stored, Selected::Full, true);
+        check(&stored, range(), false);
+        check(&stored, Selected::Multipart(Box::new(multipart)), false);
+        stored.status = StatusCode::PARTIAL_CONTENT;
+        check(&stored, range(), false);
+        check(&stored, Selected::Full, false);
     }
 
     #[test]

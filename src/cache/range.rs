@@ -39,8 +39,12 @@ pub(crate) enum Requested {
     Unsatisfiable,
 }
 
-/// Applies the field value `text` of `Range` to a representation of `length` bytes.
+/// Applies the field value `text` of `Range` to a representation of `length` bytes. An empty one is sent whole, because
+/// clients that request a range of every file expect no error then; nginx and Go do the same.
 pub(crate) fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Requested {
+    if length == 0 {
+        return Requested::Whole;
+    }
     let Some(specs) = parse_specs(text, limits.ranges_max) else { return Requested::Whole };
     let ranges: Vec<_> = specs.into_iter().filter_map(|spec| spec.within(length)).collect();
     if ranges.is_empty() {
@@ -317,8 +321,14 @@ mod tests {
     fn ranges_beyond_the_end_are_unsatisfiable() {
         check("bytes=11-", 11, Requested::Unsatisfiable);
         check("bytes=-0", 11, Requested::Unsatisfiable);
-        check("bytes=0-", 0, Requested::Unsatisfiable);
         check("bytes=20-30, 5-6", 11, ranges(&[5..7]));
+    }
+
+    #[test]
+    fn an_empty_representation_is_sent_whole() {
+        for text in ["bytes=0-", "bytes=0-9", "bytes=-5", "bytes=0-1,3-4"] {
+            check(text, 0, Requested::Whole);
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ use super::outcome::{Answered, PathError, facts_of};
 use super::pass::IDENTITY;
 use super::region::asking::Received;
 use crate::body::Body;
+use crate::cache::fields::DIGESTS_OF_CONTENT;
 use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
 use crate::cache::{CacheKey, CacheStatus, Reason, StoredResponse};
 use crate::context::ResponseFacts;
@@ -289,7 +290,8 @@ impl Job {
     ) -> Result<(Received, Option<Range<u64>>), Box<Unanswered>> {
         let Some(first_range) = &self.first_range else { return Ok((received, None)) };
         let response = &mut received.upstream.response;
-        let (status, headers) = (response.status(), response.headers());
+        let status = response.status();
+        let headers = response.headers_mut();
         if status != StatusCode::PARTIAL_CONTENT {
             return Ok((received, None));
         }
@@ -307,6 +309,9 @@ impl Job {
         if let Some((bytes, length)) = part {
             let is_whole = bytes == (0..length);
             if is_whole || is_bound {
+                if !is_whole {
+                    DIGESTS_OF_CONTENT.iter().for_each(|name| _ = headers.remove(name));
+                }
                 as_whole(response, length);
                 return Ok((received, (!is_whole).then_some(bytes)));
             }

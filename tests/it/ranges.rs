@@ -715,3 +715,42 @@ fn a_crowd_for_a_cold_object_is_one_request_to_the_origin() {
 fn ten_thousand_for_a_cold_object_are_one_request_to_the_origin() {
     ask_at_once(10_000);
 }
+
+#[test]
+fn a_range_of_an_empty_object_is_the_whole_of_it() {
+    let origin = Origin::start(|_| Answer::ok("").fresh_for(60).header("ETag", "\"v1\""));
+    let edge = Edge::before(&origin.url());
+    for range in ["bytes=0-", "bytes=0-99", "bytes=-5"] {
+        for verdict in ["first", "again"] {
+            let target = format!("/{range}");
+            let answer = edge.get_with(&target, &[&format!("Range: {range}")]);
+            assert_eq!((answer.status, answer.text()), (200, ""), "{range} {verdict}");
+        }
+    }
+}
+
+#[test]
+fn the_digest_of_a_part_is_not_that_of_the_whole() {
+    const LENGTH: u64 = 16 * SLICE;
+    let origin = Origin::start(|request| {
+        let range = request.header("range").and_then(|text| {
+            let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+            Some(first.parse().ok()?..last.parse::<u64>().ok()?.saturating_add(1).min(LENGTH))
+        });
+        let Some(range) = range else { return Answer::ok("unexpected") };
+        Answer::status(206)
+            .body(bytes_of(1, range.clone()))
+            .header("Content-Range", &format!("bytes {}-{}/{LENGTH}", range.start, range.end - 1))
+            .header("ETag", "\"v1\"")
+            .header("Content-Digest", "sha-256=:AA==:")
+            .header("Repr-Digest", "sha-256=:BB==:")
+            .fresh_for(60)
+    });
+    let edge = Edge::before(&origin.url());
+    for (field, status) in [("Range: bytes=0-9", 206), ("X-Range: none", 200)] {
+        let answer = edge.get_with("/", &[field]);
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.header("content-digest"), "", "{field}");
+        assert_eq!(answer.header("repr-digest"), "sha-256=:BB==:", "{field}");
+    }
+}

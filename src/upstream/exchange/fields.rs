@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use http::header::{
-    ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPECT, EXPIRES, HOST,
-    LAST_MODIFIED, LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    ACCEPT_RANGES, AGE, ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING,
+    CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPECT, EXPIRES,
+    HOST, LAST_MODIFIED, LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE, VARY,
 };
 use http::uri::PathAndQuery;
@@ -189,7 +189,8 @@ pub(in crate::upstream) fn is_asked_for(asked: &HeaderValue, headers: &HeaderMap
 }
 
 /// Removes the hop-by-hop fields (RFC 9110 §7.6.1), which hyper has processed, and returns their
-/// information. Removes the fields of the peer protocol too. Looks at each field once.
+/// information. Removes the fields of the peer protocol too, and `Alt-Svc` (RFC 7838): clients connect to this node, which
+/// serves none of the protocols and ports that the origin names. Looks at each field once.
 pub(in crate::upstream) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> HopByHop {
     let mut hop_by_hop = HopByHop::default();
     let mut has_connection = false;
@@ -214,7 +215,7 @@ pub(in crate::upstream) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upg
                 hop_by_hop.codings += 1;
                 hop_by_hop.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
             }
-            TE | UPGRADE => {}
+            TE | UPGRADE | ALT_SVC => {}
             _ if *name == KEEP_ALIVE => {
                 hop_by_hop.kept_for = hop_by_hop.kept_for.or_else(|| timeout(value))
             }
@@ -394,6 +395,7 @@ mod tests {
             headers.append(UPGRADE, HeaderValue::from_static("chat"));
             headers.append("x-hop", HeaderValue::from_static("1"));
             headers.append("x-end", HeaderValue::from_static("1"));
+            headers.append(ALT_SVC, HeaderValue::from_static("h3=\":443\""));
             headers
         };
         let names = |upgrade| -> Vec<String> {
