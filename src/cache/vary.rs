@@ -101,7 +101,11 @@ pub(crate) struct Candidate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Expected {
     Values(Box<str>),
-    Language(Box<str>),
+    /// `others`: the canonical values of the selecting fields but `Accept-Language`.
+    Language {
+        language: Box<str>,
+        others: Box<str>,
+    },
 }
 
 impl Candidate {
@@ -110,8 +114,9 @@ impl Candidate {
         stored.key == key.text
             && match &self.expected {
                 Expected::Values(values) => *stored.variant == **values,
-                Expected::Language(language) => {
+                Expected::Language { language, others } => {
                     content_language(&stored.headers).as_ref() == Some(language)
+                        && without_language(&stored.variant) == **others
                 }
             }
     }
@@ -187,13 +192,17 @@ impl VaryList {
         if select_language && let Some(wanted) = preferred_language(headers) {
             let sets = self.sets.iter().filter(|set| set.fields.contains(&ACCEPT_LANGUAGE));
             for set in sets {
-                let others = others_hash(&set.fields, headers, codings);
+                let others = other_values(&set.fields, headers, codings);
+                let hash = others_hash(&others);
                 let in_language = set.variants.iter().filter(|variant| {
-                    variant.others == others && variant.language.as_deref() == Some(&*wanted)
+                    variant.others == hash && variant.language.as_deref() == Some(&*wanted)
                 });
                 candidates.extend(in_language.map(|variant| Candidate {
                     hash: variant.hash,
-                    expected: Expected::Language(wanted.clone()),
+                    expected: Expected::Language {
+                        language: wanted.clone(),
+                        others: others.as_str().into(),
+                    },
                 }));
             }
         }
@@ -215,16 +224,30 @@ impl Variant {
         Self {
             hash,
             language: if by_language { content_language(response) } else { None },
-            others: others_hash(fields, request, codings),
+            others: others_hash(&other_values(fields, request, codings)),
         }
     }
 }
 
-fn others_hash(fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) -> u64 {
+/// The canonical values of the selecting fields but `Accept-Language`.
+fn other_values(fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) -> String {
     let others: Vec<_> = fields.iter().filter(|name| **name != ACCEPT_LANGUAGE).cloned().collect();
     let mut text = String::new();
     push_values(&mut text, &others, headers, codings);
-    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+    text
+}
+
+/// Selects candidates only, because a client can choose values with the hash of others: [`Candidate::fits`] compares the
+/// values.
+fn others_hash(others: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(others.as_bytes())
+}
+
+/// The canonical values of a stored variant but that of `Accept-Language`.
+fn without_language(values: &str) -> String {
+    let is_other = |line: &&str| line.split(": ").next() != Some(ACCEPT_LANGUAGE.as_str());
+    let others: Vec<_> = values.split('\n').filter(is_other).collect();
+    others.join("\n")
 }
 
 /// `Content-Language` in lower case when it is one tag.
@@ -385,6 +408,7 @@ fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::stored::tests::stored;
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -559,6 +583,33 @@ mod tests {
         let hash = |name| variant_key(&key, &[HeaderName::from_static(name)], &request, &[]).0;
         let hashes: Vec<_> = candidates.iter().map(|c| c.hash).collect();
         assert_eq!(hashes, [hash("bar"), hash("foo")]);
+    }
+
+    #[test]
+    fn a_variant_in_the_language_has_the_other_values_of_the_request_too() {
+        let fields = ["accept-language", "cookie", "x-a"].map(HeaderName::from_static);
+        let response = headers(&[("cache-control", "max-age=60"), ("content-language", "de")]);
+        let key = CacheKey::new("http://e/");
+        let of = |cookie: &str, language: &str| {
+            headers(&[("accept-language", language), ("cookie", cookie)])
+        };
+        let check = |cookie: &str, expected: bool| {
+            let (hash, values) = variant_key(&key, &fields, &of("a=1", "de, en;q=0.5"), &[]);
+            let mut variant =
+                Variant::new(hash, &fields, &of("a=1", "de, en;q=0.5"), &response, &[]);
+            // As if the values had the same hash.
+            variant.others = others_hash(&other_values(&fields, &of(cookie, "de"), &[]));
+            let mut list = VaryList::default();
+            list.add(&fields, variant, 9);
+            let mut stored = stored(&[("cache-control", "max-age=60"), ("content-language", "de")]);
+            (stored.key, stored.variant) = (key.text.clone(), (*values).into());
+            let candidates = list.candidates(&key, &of(cookie, "de"), &[], true);
+            assert!(candidates.iter().any(|candidate| candidate.hash == hash), "{cookie}");
+            let fits = |candidate: &Candidate| candidate.fits(&key, &stored);
+            assert_eq!(candidates.iter().any(fits), expected, "{cookie}");
+        };
+        check("a=1", true);
+        check("a=2", false);
     }
 
     #[test]

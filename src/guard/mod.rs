@@ -188,8 +188,8 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     // The client's country: WooCommerce.
     "cf-ipcountry",
     "x-country-code",
-    // Internal fields of frameworks: Next.js (X-Middleware-Subrequest: CVE-2025-29927), React Router
-    // (CVE-2025-43864, CVE-2025-43865), Astro on Vercel.
+    // Internal fields of frameworks: Next.js (X-Middleware-Prefetch: CVE-2023-46298, X-Middleware-Subrequest:
+    // CVE-2025-29927), React Router (CVE-2025-43864, CVE-2025-43865), Astro on Vercel.
     "x-astro-path",
     "x-invoke-error",
     "x-invoke-output",
@@ -197,6 +197,7 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     "x-invoke-query",
     "x-invoke-status",
     "x-matched-path",
+    "x-middleware-prefetch",
     "x-middleware-subrequest",
     "x-now-route-matches",
     "x-react-router-prerender-data",
