@@ -50,6 +50,10 @@ mod notices; // rate-limited log lines for events that clients or origins can ca
 mod pem; // certificates and keys in PEM files
 mod percent; // percent-encoding in URLs
 mod planted; // fault injection for tests; always false without the feature planted-bugs
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "the tests at the socket have it too")]
+#[path = "../tests/it/harness/ports.rs"]
+mod ports; // free ports for programs that tests start
 mod random; // numbers from the operating system's generator
 mod rendezvous; // which member of a set gets a key
 mod reply; // the response that the request path returns to the listener

@@ -1,4 +1,4 @@
-//! Numbers that nobody can guess and that no two nodes share.
+//! Numbers that cannot be guessed and that no two nodes share.
 
 /// Random bits from the operating system's generator.
 pub(crate) fn random_u64() -> u64 {

@@ -183,7 +183,7 @@ pub(crate) fn serve(
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
     let body = request_content::prepare(body, &mut headers, &rule, &worker.recorder);
     let payload = Payload { body, switch };
-    // By the word of a peer about its client, or of the client itself.
+    // The peer states the codings of its client; a client states its own.
     let codings = context.hop.as_deref().and_then(|hop| hop.codings.as_deref());
     let accepted = codings.map_or_else(|| worker.accepted(&headers), Accepted::parse);
     let (worker, fields) = (worker.clone(), Rc::new(headers));

@@ -19,7 +19,7 @@ pub(crate) type Upgraded = Box<dyn Stream>;
 /// Hands the connection over: the listener's end.
 pub(crate) struct Handover(oneshot::Sender<Upgraded>);
 
-/// Receives the connection. It is in the extensions of a request with `Upgrade`.
+/// Receives the connection. Requests with `Upgrade` have this value in their extensions.
 #[derive(Clone)]
 pub(crate) struct OnUpgrade(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
 

@@ -5,9 +5,9 @@
 //! report    the node's row names those that fail, and changes only with them
 //! votes     of the other regions, the largest group that reach each other; more than half of it fails: unreachable
 //! ```
-//! A region that reaches nobody is itself cut off: it is in no group of two, and its reports do not count. Of two groups
+//! A region that reaches no other one is itself cut off: it is in no group of two, and its reports do not count. Of two groups
 //! that do not reach each other, the smaller one is cut off; of equal ones, neither. With fewer
-//! than three regions there are no votes, because nobody can tell which side of a broken path is at fault. All nodes
+//! than three regions there are no votes, because no node can tell which side of a broken path is at fault. All nodes
 //! with the same table find the same nodes unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,7 +188,7 @@ mod tests {
         // No region reaches eu, and eu reaches no region.
         check(&["e1 eu u1,a1", "u1 us e1", "a1 ap e1"], &["e1"]);
         check(&["e1 eu u1,a1,s1", "u1 us e1", "a1 ap e1", "s1 sa e1"], &["e1"]);
-        // Two halves that do not reach each other: nobody can tell which is cut off.
+        // Two halves that do not reach each other: no node can tell which is cut off.
         check(&["e1 eu u1,a1", "s1 sa u1,a1", "u1 us e1,s1", "a1 ap e1,s1"], &[]);
         let parts =
             ["e1 eu u1,a1,f1", "s1 sa u1,a1,f1", "u1 us e1,s1", "a1 ap e1,s1", "f1 af e1,s1"];
@@ -207,7 +207,7 @@ mod tests {
         // eu does not reach us, and us reaches eu.
         check(&["e1 eu u1", "u1 us", "a1 ap"], &[]);
         check(&["e1 eu u1", "u1 us", "a1 ap u1"], &["u1"]);
-        // Each region fails to reach the next one: nobody is unreachable for most others.
+        // Each region fails to reach the next one: no region is unreachable for most others.
         check(&["e1 eu u1", "u1 us a1", "a1 ap e1"], &[]);
     }
 

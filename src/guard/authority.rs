@@ -49,11 +49,13 @@ impl Authority {
         Ok(Self { source, host_length })
     }
 
-    /// The authority of an HTTP/1.0 request without `Host`: the address that received it.
+    /// The authority of an HTTP/1.0 request without `Host`: the address that received it, without the scope of a link-local
+    /// one, which no authority has (RFC 3986 §3.2.2).
     pub(super) fn from_address(address: SocketAddr, scheme: &str) -> Self {
+        let address = SocketAddr::new(address.ip(), address.port());
         let (normal, host_length) = normalise(&address.to_string(), scheme)
             .map(|(text, at)| (text.into_owned(), at))
-            .expect("a socket address without scope is an authority, and listeners have no scope");
+            .expect("an IP address with a port is an authority");
         Self { source: Source::Field(field(&normal)), host_length }
     }
 
@@ -233,6 +235,18 @@ mod tests {
             check(text, None);
         }
         check(&"a".repeat(300), None);
+    }
+
+    #[test]
+    fn the_address_of_a_listener_is_an_authority() {
+        for (address, expected) in [
+            ("192.0.2.1:8080", "192.0.2.1:8080"),
+            ("[2001:db8::1]:80", "[2001:db8::1]"),
+            ("[fe80::1%4]:8080", "[fe80::1]:8080"),
+        ] {
+            let found = Authority::from_address(address.parse().unwrap(), "http");
+            assert_eq!(found.as_str(), expected, "{address}");
+        }
     }
 
     #[test]

@@ -42,11 +42,8 @@ pub(crate) use self::batch::{
 };
 pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::deliveries::{DeliveryBatch, NextDelivery};
-#[allow(unused_imports, reason = "requests between nodes carry it")]
-pub(crate) use self::position::StreamPosition;
-pub(crate) use self::position::{BusCursor, EntryId};
+pub(crate) use self::position::{BusCursor, EntryId, StreamPosition};
 pub(crate) use self::request::PurgeRequest;
-#[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::requirement::{Requirement, RequirementMemo};
 pub(crate) use self::settings::Settings;
 pub(crate) use self::unread::PurgeId;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::task::spawn_local;
 
-/// See above. Must be dropped on a worker's runtime.
+/// Work that becomes a task when it is dropped. Must be dropped on a worker's runtime.
 pub(super) struct DetachOnDrop {
     /// `None` once it is done.
     work: Option<Pin<Box<dyn Future<Output = ()>>>>,

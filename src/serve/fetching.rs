@@ -39,8 +39,8 @@ enum Turn {
 }
 
 impl Visit {
-    /// Answers by way of upstream, because of `reason`. This and what follows choose the future of the answer
-    /// without being one, so that a request that is forwarded alone is not passed through many.
+    /// Answers by way of upstream, because of `reason`. Chooses the future of the answer without being one, as the functions that
+    /// it calls do: each poll of a request that is forwarded alone passes through few futures.
     pub(super) fn fetch(&self, found: LookupResult, reason: Reason) -> AnswerFuture<'_> {
         match self.is_for_relay(&found) {
             true => Box::pin(self.relay_or_fetch(found, reason)),

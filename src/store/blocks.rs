@@ -179,7 +179,7 @@ impl Blocks {
         self.locate(hash).map(|location| self.number_at(location))
     }
 
-    /// The number of the entry at a location that the index has. It identifies the entry among all that were ever written to
+    /// The number of the entry at a location that the index has, which identifies the entry among all that were ever written to
     /// the file, across rounds and restarts.
     pub(super) fn number_at(&self, location: EntryLocation) -> u64 {
         let block = location.offset() / self.block_bytes;

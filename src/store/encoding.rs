@@ -24,7 +24,7 @@
 //!
 //! All numbers are little-endian. [`super::blocks`] verifies the checksum of key and value before. A
 //! value of another version or kind, or with bytes left over or missing, decodes to [`Piece::Unknown`]: a
-//! miss. It holds nothing of the requesting client but the selecting fields' values for `Vary`.
+//! miss. A value holds nothing of the requesting client but the selecting fields' values for `Vary`.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;

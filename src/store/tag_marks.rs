@@ -1,7 +1,7 @@
 //! Remembers which tags the responses had that were in memory since the start, so that a purge by another tag can be
 //! told from one that finds something.
 //!
-//! A bitmap of fixed size. It may take an unknown tag for a known one, never the reverse: with 100,000 tags one
+//! A bitmap of fixed size, which may take an unknown tag for a known one, never the reverse: with 100,000 tags one
 //! unknown tag in thirty. Responses on disk from before the start are marked when they are read.
 
 use std::sync::atomic::{AtomicU64, Ordering};

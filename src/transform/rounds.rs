@@ -73,7 +73,7 @@ impl Turns {
         })
     }
 
-    /// Ends a turn, and has the task woken for the next one. It returns `Pending` then.
+    /// Ends a turn, and has the task woken for the next one. The body returns `Pending` then.
     pub(super) fn end(&mut self, cx: &mut Context<'_>) {
         let place = ROUNDS.with_borrow_mut(|rounds| Some(rounds.as_mut()?.wait(cx)));
         if place.is_none() {

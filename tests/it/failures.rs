@@ -8,7 +8,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, raw, until};
+use crate::harness::{
+    Answer, Client, Edge, Gate, Origin, Process, Request, free_address, raw, until,
+};
 
 /// One pool with these lines more, for every host.
 fn config(origin: &Origin, more: &str) -> String {
@@ -450,7 +452,7 @@ fn the_log_names_the_origin_that_gave_no_response() {
 
 #[test]
 fn a_failed_origin_is_logged_once_and_so_is_its_recovery() {
-    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let port = free_address();
     let process = Process::start(&format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
          [pools.main]\norigins = [\"http://{port}\"]\nhealth.trial_interval = \"100ms\"\n\

@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::redis::free_address;
+use crate::harness::free_address;
 use crate::harness::{Edge, until};
 
 /// A running HAProxy, ended when it is dropped. It answers each request with the addresses that the PROXY protocol

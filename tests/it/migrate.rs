@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Edge, Origin, Request, Response, until};
+use crate::harness::{Answer, Client, Edge, Origin, Request, Response, free_address, until};
 
 /// Another server with a configuration of tests/migrate. It ends when it is dropped.
 struct Original {
@@ -81,17 +80,6 @@ impl Drop for Original {
         }
         let _ = self.child.wait();
     }
-}
-
-/// An address for a server that cannot choose one itself. Its port is below those that the system gives to others, which
-/// run at the same time.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = (std::process::id() % 10_000) as u16;
-    let ports = (0..10_000).map(|_| NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(first));
-    let mut addresses =
-        ports.map(|port| SocketAddr::from(([127, 0, 0, 1], 20_000 + port % 10_000)));
-    addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
 fn origin_port(origin: &Origin) -> String {

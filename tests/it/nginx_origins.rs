@@ -1,13 +1,13 @@
 //! nginx as an origin behind a Unix socket, and behind the PROXY protocol.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Edge, until};
+use crate::harness::{Edge, free_address, until};
 
 /// A running nginx, ended when it is dropped.
 struct Nginx {
@@ -48,11 +48,6 @@ impl Drop for Nginx {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
-}
-
 fn wait_for_file(path: &Path) {
     until("nginx has made its socket", || path.exists());
 }
@@ -87,7 +82,7 @@ const SEEN: &str = "location / { return 200 \"$proxy_protocol_addr $proxy_protoc
 
 #[test]
 fn nginx_learns_the_client_s_address_from_either_version_of_the_proxy_protocol() {
-    let port = free_port();
+    let port = free_address().port();
     let nginx =
         Nginx::start(&format!("server {{ listen 127.0.0.1:{port} proxy_protocol; {SEEN} }}"));
     let origin = SocketAddr::from(([127, 0, 0, 1], port));
@@ -120,7 +115,7 @@ fn nginx_learns_the_client_s_address_from_either_version_of_the_proxy_protocol()
 
 #[test]
 fn checks_of_such_an_origin_pass_and_state_no_client() {
-    let port = free_port();
+    let port = free_address().port();
     let nginx = Nginx::start(&format!(
         "log_format seen '$request_uri [$proxy_protocol_addr]';\n\
          server {{ listen 127.0.0.1:{port} proxy_protocol; access_log FOLDER/seen.log seen; {SEEN} }}"

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::Signal;
 
 use crate::harness::{
-    Answer, Client, Edge, Gate, Origin, Process, Request, exchange, skerry, until,
+    Answer, Client, Edge, Gate, Origin, Process, Request, exchange, free_address, skerry, until,
 };
 
 fn fixed(content: &str) -> String {
@@ -378,8 +378,7 @@ fn geo_lookups_need_no_node() {
 #[test]
 fn a_node_that_waits_for_redis_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let closed =
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let closed = free_address();
     let text = format!("[bus]\nredis = \"redis://{closed}\"\nstart_wait = \"1h\"\n{}", fixed("a"));
     std::fs::write(folder.path().join("edge.toml"), text).expect("written");
     let mut child = Command::new(env!("CARGO_BIN_EXE_skerry"))

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use rustix::process::Signal;
 
 use crate::harness::peer::{FleetAuthority, PeerClient, ScriptedPeer, hop, hop_to};
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
+use crate::harness::{
+    Answer, Client, Edge, Gate, Origin, Process, Request, free_address, skerry, until,
+};
 
 /// A node `edge` with peers in front of an origin.
 fn edge(authority: &FleetAuthority, origin: &Origin, more: &str) -> Edge {
@@ -311,11 +313,6 @@ impl StaticNode {
     fn sees(&self, name: &str, state: &str) -> bool {
         self.nodes()["nodes"][name]["state"] == state
     }
-}
-
-/// An address that is free at the moment.
-fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
 }
 
 #[test]

@@ -8,9 +8,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use skerry::Clock;
 
+use crate::harness::free_address;
 use crate::harness::node_process::HOST;
 use crate::harness::peer::FleetAuthority;
-use crate::harness::redis::free_address;
 use crate::harness::{
     Answer, Client, Edge, NodeProcess, Origin, Region, Request, Response, exchange, until,
 };

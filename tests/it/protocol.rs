@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::frames::{END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame};
-use crate::harness::{Answer, Edge, Gate, Origin, Request};
+use crate::harness::{Answer, Edge, Gate, Origin, Request, free_address};
 
 fn tls_before(origin: &Origin) -> Edge {
     Edge::with_tls(&format!(
@@ -484,8 +484,7 @@ fn nginx_is_an_origin_like_any() {
     std::fs::write(root.join("page.html"), "<h1>nginx</h1>").expect("a file");
     let mut large = std::fs::File::create(root.join("large.bin")).expect("a file");
     large.write_all(&vec![7; 3_000_000]).expect("bytes");
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().unwrap().port();
+    let port = free_address().port();
     let config = format!(
         "daemon off; master_process off; error_log stderr; pid {root}/pid;\n\
          events {{ worker_connections 64; }}\n\

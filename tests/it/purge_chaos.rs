@@ -12,9 +12,9 @@ use serde_json::Value;
 use skerry::Clock;
 use tempfile::TempDir;
 
+use crate::harness::free_address;
 use crate::harness::node_process::{HOST, NodeText, eventually as until};
 use crate::harness::peer::FleetAuthority;
-use crate::harness::redis::free_address;
 use crate::harness::{Answer, CutLink, LongLink, NodeProcess, Origin, Random, RedisProcess};
 
 /// Acknowledged purges stay in force when processes are killed, connections closed and the stream trimmed.

@@ -1,12 +1,14 @@
 //! Units of `Type=notify`: what the process tells systemd, and when.
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::free_address;
 
 /// A rotation of logs sends these signals at any time, which end a process that does not handle them.
 #[test]
@@ -52,9 +54,7 @@ fn the_service_is_ready_when_it_serves_and_stopping_when_it_drains() {
     let socket = folder.path().join("notify");
     let manager = UnixDatagram::bind(&socket).expect("a socket");
     manager.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let http: SocketAddr = free.local_addr().expect("an address");
-    drop(free);
+    let http = free_address();
     let config = folder.path().join("edge.toml");
     let text = format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\

@@ -7,13 +7,13 @@ mod loss;
 mod members;
 mod scale;
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::record::{Gap, RecordKind};
 use super::*;
 use crate::cache::{PurgeKind, PurgeScope};
+use crate::ports::free_address;
 use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
@@ -31,7 +31,7 @@ struct Redis {
 
 impl Redis {
     fn start(options: &[&str]) -> Option<Self> {
-        let port = free_port();
+        let port = free_address().port();
         let directory = tempfile::tempdir().unwrap();
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut redis = Self { directory, port, options, process: None };
@@ -50,7 +50,7 @@ impl Redis {
     /// A node of a cluster that is yet to be made.
     fn of_cluster() -> Option<Self> {
         // As shipped it is the port and 10,000, which may be more than there are.
-        let bus = free_port().to_string();
+        let bus = free_address().port().to_string();
         let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
         Self::start(&[&cluster[..], &["--cluster-node-timeout", "1000", "--save", ""]].concat())
     }
@@ -110,7 +110,7 @@ struct Sentinel {
 
 impl Sentinel {
     fn of(redis: &Redis) -> Self {
-        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let (directory, port) = (tempfile::tempdir().unwrap(), free_address().port());
         let file = directory.path().join("sentinel.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n\
@@ -144,10 +144,6 @@ impl Drop for Sentinel {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A node's store and bus, on a runtime of their own, so that they can be killed.
@@ -723,7 +719,7 @@ fn tls_goes_only_to_a_redis_that_the_ca_file_vouches_for() {
     let certificate = parameters.signed_by(&key, &ours).unwrap();
     std::fs::write(path("redis.pem"), certificate.pem()).unwrap();
     std::fs::write(path("redis-key.pem"), key.serialize_pem()).unwrap();
-    let port = free_port();
+    let port = free_address().port();
     let redis = Redis::start(&[
         "--save",
         "",

@@ -13,7 +13,7 @@ use serde_json::Value;
 use skerry::Clock;
 use tempfile::TempDir;
 
-use super::redis::free_address;
+use super::ports::free_address;
 use super::{Origin, Request};
 
 /// The host that [`NodeProcess::get`] asks for.

@@ -1,11 +1,11 @@
 //! A real Redis server for tests.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::RwLock;
 
-use super::until;
+use super::{free_address, until};
 
 /// A Redis server in a child process, which is killed on drop.
 pub struct RedisProcess {
@@ -61,9 +61,4 @@ impl Drop for RedisProcess {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// An address on loopback that nothing listens at.
-pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
